@@ -1,0 +1,192 @@
+"""What a user may ask for: the options of a lab and of a run, checked where they are given.
+
+Field names follow Hugging Face, PyTorch and TRL where those have a name. A wrong or misspelt option
+is one `ConfigError` in words, with the nearest right name, raised before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdflow_lab.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound="StrictModel")
+
+LOSS_ALIASES = {
+    "kl": "forward_kl",
+    "rkl": "reverse_kl",
+    "skl": "skewed_forward_kl",
+    "srkl": "skewed_reverse_kl",
+    "akl": "adaptive_kl",
+}
+"""KDFlow's short names."""
+
+
+class StrictModel(BaseModel):
+    """A pydantic model that refuses unknown options and speaks in one sentence a mistake."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+    if not TYPE_CHECKING:  # a type checker shall go on checking assignments itself
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Refuse a value as `parse` does, and keep the old one."""
+            before = dict(self.__dict__)  # pydantic keeps a value that contradicts another option
+            try:
+                super().__setattr__(name, value)
+            except pydantic.ValidationError as error:
+                self.__dict__.update(before)
+                raise ConfigError(_in_words(type(self), error)) from None
+
+    @classmethod
+    def parse(cls: type[ConfigT], **options: Any) -> ConfigT:
+        """Build the config from keyword options.
+
+        Raises:
+            ConfigError: An option is unknown (the nearest is offered) or its value does not fit.
+        """
+        try:
+            return cls(**options)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_in_words(cls, error)) from None
+
+
+def _in_words(cls: type[StrictModel], error: pydantic.ValidationError) -> str:
+    """One line for each mistake that pydantic found."""
+    lines: list[str] = []
+    for mistake in error.errors():
+        name = ".".join(str(part) for part in mistake["loc"][:1])
+        if not name:  # options that contradict each other: the input would be all of them
+            message = mistake["msg"].removeprefix("Value error, ")
+            lines.append(f"{message[0].upper()}{message[1:]}.")
+        elif mistake["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            lines.append(f"Unknown option {name!r}.{hint} Options: {', '.join(cls.model_fields)}.")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            lines.append(f"Option {name!r} = {mistake.get('input')!r} cannot be used: {message}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+class LabConfig(StrictModel):
+    """A lab: which teacher teaches which student, on what."""
+
+    teacher: str
+    """`zoo/teacher`, a local folder in Hugging Face format, or a hub id."""
+    student: str
+    """Like `teacher`: where every run's student starts from."""
+    students: int = Field(default=1, ge=1, le=1024)
+    """Student workers (FSDP2 ranks); on a GPU machine one a device."""
+    teacher_backend: Literal["auto", "sglang", "transformers"] = "auto"
+    rollout_backend: Literal["auto", "sglang", "transformers"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dir: str = "kdflow_runs"
+    """Folder that holds the run directories."""
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: float32 on a CPU, the checkpoint's own on a GPU."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads of each engine; `auto` shares the cores between teacher and students."""
+    trust_remote_code: bool = False
+    """Run Python code that a model folder brings along. Only for models you trust."""
+
+
+class DistillConfig(StrictModel):
+    """One run: what is learnt from which data, and how."""
+
+    data: Any = "zoo/tasks"
+    """`zoo/…`, a JSONL, Parquet or CSV file, a folder, a hub id, rows as dicts, or a
+    `datasets.Dataset`."""
+    split: str = "train"
+    rows: int | None = Field(default=None, ge=1)
+    """Use only this many rows."""
+    on_bad_rows: Literal["raise", "skip"] = "raise"
+    train_turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a conversation are trained."""
+    max_length: int = Field(default=2048, ge=2)
+    """Tokens of a row; longer rows are treated as `truncation` says."""
+    truncation: Literal["error", "drop", "right"] = "drop"
+
+    algorithm: str = "vanilla_kd"
+    """`vanilla_kd`: the same tokenizer on both sides. `sft`: cross-entropy alone, no teacher."""
+    loss: str = "forward_kl"
+    kd_ratio: float = Field(default=0.5, ge=0, le=1)
+    """loss = (1 - kd_ratio) * cross-entropy + kd_ratio * divergence."""
+    kd_temperature: float = Field(default=1.0, gt=0)
+    """Divides both models' logits in the divergence."""
+    temperature_squared: bool = False
+    """Multiply the divergence by kd_temperature**2 (Hinton et al. 2015)."""
+    chunk_tokens: int | Literal["auto"] = "auto"
+    """Response tokens whose logits are held at once."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, instead of `steps`; one if neither is given."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows of an optimizer step, all students and micro-batches together."""
+    micro_batch_tokens: int = Field(default=8192, ge=2)
+    """Tokens that one student holds at once; sets the size of a ring slot."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """At most this many rows a micro-batch, besides the token budget."""
+    packing: bool = True
+    """Run rows without padding, with block-diagonal attention."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of `lr`."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Not applied to biases and norms."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype of the student; weights and optimizer stay float32.
+    `auto`: bfloat16 on a GPU."""
+    activation_checkpointing: bool = False
+    depth: int = Field(default=2, ge=0, le=64)
+    """Micro-batches that the teacher may be ahead of a student (slots of its ring); 0: none, the
+    two take turns."""
+    seed: int = 42
+    name: str | None = None
+    """Name of the run directory; made from the date and the loss if not given."""
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str | None) -> str | None:
+        if name is not None and (name.startswith(".") or "/" in name or name == "latest"):
+            raise ValueError(
+                "a run's name is the name of one new folder, and 'latest' means the newest run"
+            )
+        return name
+
+    @pydantic.field_validator("loss")
+    @classmethod
+    def _full_name(cls, loss: str) -> str:
+        return LOSS_ALIASES.get(loss, loss)
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> DistillConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give either steps or epochs, not both")
+        if self.max_length > self.micro_batch_tokens:
+            raise ValueError(
+                f"a row of max_length={self.max_length} tokens does not fit "
+                f"micro_batch_tokens={self.micro_batch_tokens}; raise that or lower max_length"
+            )
+        return self
+
+
+SETTABLE = ("lr", "loss", "kd_ratio", "kd_temperature", "max_grad_norm", "steps")
+"""Options that `Run.set` may change while the run goes on."""
