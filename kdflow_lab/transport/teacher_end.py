@@ -1,0 +1,389 @@
+"""The teacher's end of the rings: takes the ranks in and hands out their requests in order.
+
+Students meet in collectives, so the order of answers matters: were the teacher to serve rank 0 far
+ahead while rank 1 waits, both would stand still. Requests come out strictly by (step, micro-batch,
+rank), which is one request of each rank in turn, since all ranks ask for the same micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdflow_lab.errors import TransportError
+from kdflow_lab.transport import sockets
+from kdflow_lab.transport.messages import MAX_MESSAGE_BYTES, Hello, Kind, Message
+from kdflow_lab.transport.ring import Ring, SlotState
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One micro-batch of one rank; the tensors lie in the slot until it is published or failed.
+
+    Attributes:
+        rank: Who asks.
+        step: Step of the data plan.
+        index: Micro-batch within the step.
+        input_ids: Int32[S], packed without padding.
+        cu_seqlens: Int32[n + 1], where each sequence starts, and S.
+        rows: Int32[T], positions in [0, S) whose hidden states are wanted.
+        out: dtype[T, H] inside the mapping, to be written once.
+        slot: Slot of the rank's ring.
+        sequence: Number of the request, counted by the rank.
+    """
+
+    rank: int
+    step: int
+    index: int
+    input_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    rows: torch.Tensor
+    out: torch.Tensor
+    slot: int
+    sequence: int
+
+
+@dataclass(slots=True)
+class _Rank:
+    """A connected student rank."""
+
+    connection: socket.socket
+    ring: Ring
+    pid: int
+    waiting: deque[Message] = field(default_factory=deque)
+    finished: bool = False
+
+
+class TeacherEnd:
+    """Listens for `world_size` student ranks of one job, and serves them until all have finished.
+
+    One thread iterates and answers. `close` may be called from any other: it ends a wait at once.
+    """
+
+    def __init__(self, socket_path: str, *, world_size: int) -> None:
+        """Listen, so that students can connect from now on.
+
+        Args:
+            socket_path: A path that does not exist yet, in a folder of mode 0700.
+            world_size: Number of student ranks that will connect.
+
+        Raises:
+            TransportError: The socket cannot be made there.
+        """
+        self.world_size = world_size
+        self._path = socket_path
+        # World_size strangers may queue up beside the ranks before one is told to wait.
+        self._listener: socket.socket | None = sockets.listen(socket_path, backlog=2 * world_size)
+        self._ranks: dict[int, _Rank] = {}
+        self._strangers: dict[int, socket.socket] = {}
+        self._closed = False
+        # A pair of sockets and not an eventfd: sending on a closed one cannot hit another's file.
+        self._wake, self._waker = socket.socketpair()
+        # Held while sockets are waited on or used; not while the teacher computes.
+        self._lock = threading.RLock()
+
+    def requests(self, *, hidden_size: int, dtype_name: str) -> Iterator[Request]:
+        """Yield the ranks' requests, in order, until every rank has closed its end.
+
+        Each is to be published or failed before the next is taken. A rank that has closed is left
+        out. Also ends when `close` is called.
+
+        Args:
+            hidden_size: Of the teacher; every rank's layout must have it.
+            dtype_name: Of the teacher, such as `bfloat16`.
+
+        Raises:
+            TransportError: A rank died, or speaks another version, has another layout, comes twice,
+                or asks out of order. All connected ranks are told the same.
+        """
+        last = (-1, -1)
+        try:
+            while True:
+                key: tuple[int, int] | None = None
+                for rank in range(self.world_size):
+                    with self._lock:
+                        request = self._next(rank, hidden_size, dtype_name)
+                        if self._closed:
+                            return
+                    if request is None:
+                        continue
+                    key = _in_order(request, key, last)
+                    yield request
+                if key is None:  # every rank has finished
+                    return
+                last = key
+        except TransportError as error:
+            self._end(str(error))
+            raise
+
+    def publish(self, request: Request, teacher_s: float) -> None:
+        """Hand the written rows over.
+
+        Args:
+            request: Whose `out` is written.
+            teacher_s: Seconds that the teacher computed.
+        """
+        self._answer(request, SlotState.READY, Kind.DONE, seconds=teacher_s)
+
+    def fail(self, request: Request, message: str) -> None:
+        """Tell the rank that its request could not be computed, and why."""
+        self._answer(request, SlotState.FAILED, Kind.FAILED, text=message)
+
+    def close(self) -> None:
+        """Stop serving: wakes the serving thread and tells the ranks that still wait.
+
+        May be called from any thread and more than once. Memory that a request's tensors still look
+        at stays mapped until the last of them is gone.
+        """
+        self._end("it was told to stop. Start the run again.")
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _next(self, number: int, hidden_size: int, dtype_name: str) -> Request | None:
+        """Wait for a rank's next request; None if it has finished or this end is closed."""
+        while not self._closed:
+            rank = self._ranks.get(number)
+            if rank is not None and rank.finished:
+                return None
+            if rank is not None and rank.waiting:
+                return _read_request(number, rank, rank.waiting.popleft())
+            self._wait(hidden_size, dtype_name)
+        return None
+
+    def _wait(self, hidden_size: int, dtype_name: str) -> None:
+        """Block until something arrives on any socket, and take it in."""
+        actions: dict[int, Callable[[], None]] = {self._wake.fileno(): self._woken}
+        if self._listener is not None:
+            actions[self._listener.fileno()] = self._take_in
+        for fd, stranger in self._strangers.items():
+            actions[fd] = _bind(self._introduced, stranger, hidden_size, dtype_name)
+        for number, rank in self._ranks.items():
+            if not rank.finished:
+                actions[rank.connection.fileno()] = _bind(self._heard, number, rank)
+        poll = select.poll()
+        for fd in actions:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll():
+            actions[fd]()
+
+    def _woken(self) -> None:
+        """`close` was called: it takes over as soon as the lock is free."""
+        self._closed = True
+
+    def _take_in(self) -> None:
+        """Accept a connection; its hello comes as a message of its own."""
+        assert self._listener is not None
+        connection, _ = self._listener.accept()
+        self._strangers[connection.fileno()] = connection
+
+    def _introduced(self, connection: socket.socket, hidden_size: int, dtype_name: str) -> None:
+        """Read a stranger's hello and make it a rank, or refuse it.
+
+        Raises:
+            TransportError: It is one of this user's processes and does not fit this job.
+        """
+        del self._strangers[connection.fileno()]
+        peer = sockets.peer_of(connection)
+        if peer.uid != os.getuid():
+            # Not the job's fault: somebody else's process cannot end it.
+            _send(connection, Message(Kind.REFUSED, text=f"user {peer.uid} is not its own."))
+            connection.close()
+            return
+        try:
+            packed, fds, _, _ = socket.recv_fds(
+                connection, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            packed, fds = b"", []
+        if not packed:  # changed its mind before it said anything
+            connection.close()
+            return
+        try:
+            hello = self._checked(Hello.unpack(packed), hidden_size, dtype_name)
+            if not fds:
+                raise TransportError("The hello of a student came without its ring's memory.")
+            fd = fds.pop()
+            ring = Ring.attach(fd, hello.layout, slots=hello.slots)
+        except (TransportError, ValueError) as error:
+            for fd in fds:
+                os.close(fd)
+            _send(connection, Message(Kind.REFUSED, text=str(error)))
+            connection.close()
+            raise TransportError(f"A student (pid {peer.pid}) was refused: {error}") from None
+        self._ranks[hello.rank] = _Rank(connection, ring, peer.pid)
+        _send(connection, Message(Kind.WELCOME))
+        if len(self._ranks) == self.world_size:
+            text = f"All {self.world_size} ranks are served already. Expected each rank once."
+            self._stop_listening(Message(Kind.REFUSED, text=text))
+
+    def _checked(self, hello: Hello, hidden_size: int, dtype_name: str) -> Hello:
+        """Refuse a rank that does not belong to this job, or expects another teacher."""
+        if hello.world_size != self.world_size or not 0 <= hello.rank < self.world_size:
+            raise TransportError(
+                f"Rank {hello.rank} of {hello.world_size} asked to be served, but the teacher serves "
+                f"{self.world_size} ranks, 0 to {self.world_size - 1}. Give both the same world_size."
+            )
+        if hello.rank in self._ranks:
+            raise TransportError(
+                f"Rank {hello.rank} is served already (pid {self._ranks[hello.rank].pid}). Expected "
+                "each rank once; give each student its own."
+            )
+        theirs = (hello.layout.hidden_size, hello.layout.dtype_name)
+        if theirs != (hidden_size, dtype_name):
+            raise TransportError(
+                f"The slots of rank {hello.rank} are for hidden rows of {theirs[0]} x {theirs[1]}, "
+                f"but the teacher's are {hidden_size} x {dtype_name}. Make the layout from the "
+                "teacher that serves this job."
+            )
+        return hello
+
+    def _heard(self, number: int, rank: _Rank) -> None:
+        """Read what a rank says.
+
+        Raises:
+            TransportError: It died, or says what a student may not.
+        """
+        packed = sockets.receive(rank.connection)
+        if not packed:
+            raise TransportError(
+                f"Student rank {number} (pid {rank.pid}) died, or its engine was killed. The other "
+                "ranks cannot go on without it."
+            )
+        message = Message.unpack(packed)
+        if message.kind is Kind.REQUEST:
+            rank.waiting.append(message)
+        elif message.kind is Kind.GOODBYE:
+            # What it asked for and will not read is not computed.
+            rank.finished = True
+            rank.waiting.clear()
+            rank.connection.close()
+        else:
+            raise TransportError(
+                f"Rank {number} sent {message.kind.name}; expected REQUEST or GOODBYE."
+            )
+
+    def _answer(
+        self,
+        request: Request,
+        state: SlotState,
+        kind: Kind,
+        *,
+        seconds: float = 0.0,
+        text: str = "",
+    ) -> None:
+        """Mark the slot and send its handle; a rank that has gone meanwhile is none of its business."""
+        with self._lock:
+            rank = self._ranks.get(request.rank)
+            if rank is None or rank.finished:
+                return
+            rank.ring.set_state(request.slot, state)
+            _send(rank.connection, Message(kind, request.slot, request.sequence, seconds, text))
+
+    def _end(self, reason: str) -> None:
+        """Close everything, once; the ranks that still wait are told the reason."""
+        with contextlib.suppress(OSError):
+            self._waker.send(b".")
+        ended = Message(Kind.ENDED, text=reason)
+        with self._lock:
+            self._closed = True
+            for rank in self._ranks.values():
+                if not rank.finished:
+                    _send(rank.connection, ended)
+                    rank.connection.close()
+                rank.ring.close()
+            self._ranks.clear()
+            for stranger in self._strangers.values():
+                _send(stranger, ended)
+                stranger.close()
+            self._strangers.clear()
+            self._stop_listening(ended)
+            self._wake.close()
+            self._waker.close()
+
+    def _stop_listening(self, last_word: Message) -> None:
+        """Let nobody in any more; whoever stands in the queue hears why, not just a closed door."""
+        if self._listener is None:
+            return
+        Path(self._path).unlink(missing_ok=True)
+        self._listener.setblocking(False)
+        with contextlib.suppress(OSError):  # BlockingIOError: the queue is empty
+            while True:
+                connection, _ = self._listener.accept()
+                _send(connection, last_word)
+                connection.close()
+        self._listener.close()
+        self._listener = None
+
+
+def _read_request(number: int, rank: _Rank, message: Message) -> Request:
+    """Look into the slot that a handle names.
+
+    Raises:
+        TransportError: The slot does not hold that request, or the counts in it do not fit.
+    """
+    header = rank.ring.header(message.slot)
+    if (header.sequence, header.rank) != (message.sequence, number):
+        raise TransportError(
+            f"Rank {number} asked for request {message.sequence} in slot {message.slot}, but the slot "
+            f"holds request {header.sequence} of rank {header.rank}. This is a bug of kdflow-lab: "
+            "please report it."
+        )
+    input_ids, cu_seqlens, rows = map(torch.from_numpy, rank.ring.request(message.slot, header))
+    return Request(
+        rank=number,
+        step=header.step,
+        index=header.micro_batch,
+        input_ids=input_ids,
+        cu_seqlens=cu_seqlens,
+        rows=rows,
+        out=rank.ring.hidden(message.slot, header.num_rows),
+        slot=message.slot,
+        sequence=message.sequence,
+    )
+
+
+def _in_order(
+    request: Request, key: tuple[int, int] | None, last: tuple[int, int]
+) -> tuple[int, int]:
+    """Check that a request follows the last round and agrees with its own.
+
+    Raises:
+        TransportError: It does not.
+    """
+    got = (request.step, request.index)
+    if (key is None and got > last) or got == key:
+        return got
+    expected = f"one after {last}" if key is None else f"{key}, as the ranks before it"
+    raise TransportError(
+        f"Rank {request.rank} asked for (step, micro-batch) {got}; expected {expected}. All ranks "
+        "must follow the same data plan, in order, empty micro-batches included."
+    )
+
+
+def _bind(function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+    return lambda: function(*arguments)
+
+
+def _send(connection: socket.socket, message: Message) -> None:
+    """Send; whoever is gone is noticed where its messages are read."""
+    with contextlib.suppress(OSError):
+        connection.send(message.pack(), socket.MSG_NOSIGNAL)
