@@ -1,0 +1,151 @@
+"""A language-model head as data: what turns hidden states into logits, and how wide it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdflow_lab.errors import ModelError, ShapeError
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`logits = soft_cap(scale * (hidden @ weight.T + bias))`, cut to `vocab_size` columns.
+
+    Attributes:
+        weight: Float[rows, H]; rows may be padded beyond the vocabulary.
+        bias: Float[rows] or None.
+        logit_scale: Multiplies the logits (Cohere's `logit_scale`; Granite divides by
+            `logits_scaling`).
+        soft_cap: `c * tanh(logits / c)` (Gemma's `final_logit_softcapping`) or None.
+        vocab_size: Ids that exist; columns beyond it are never computed. None: all rows.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    soft_cap: float | None = None
+    vocab_size: int | None = None
+
+    @classmethod
+    def of(cls, model: Any, vocab_size: int | None = None) -> Head:
+        """Take the head of a `transformers` model, with what its config says about logits."""
+        module = model.get_output_embeddings()
+        if module is None:
+            raise ModelError(
+                f"{type(model).__name__} has no language-model head. Load the model with "
+                "AutoModelForCausalLM."
+            )
+        bias = getattr(module, "bias", None)
+        return cls(module.weight, bias, vocab_size=vocab_size, **output_transform(model.config))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype) -> Head:
+        """Read only the head's tensors from a folder of safetensors.
+
+        Raises:
+            ModelError: The folder holds no config, or no tensor that is a head.
+        """
+        folder = Path(path)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except FileNotFoundError:
+            raise ModelError(
+                f"{folder} is not a model folder: it has no config.json. Pass a folder in Hugging "
+                "Face format."
+            ) from None
+        weight = _read_tensor(folder, ("lm_head.weight", "embed_out.weight"))
+        if weight is None or config.get("tie_word_embeddings"):
+            names = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+            tied = _read_tensor(folder, names)
+            weight = tied if tied is not None else weight
+        if weight is None:
+            raise ModelError(
+                f"No head in {folder}: neither lm_head.weight nor model.embed_tokens.weight is in "
+                "its safetensors files."
+            )
+        bias = _read_tensor(folder, ("lm_head.bias",))
+        return cls(
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+            **output_transform(config),
+        )
+
+    @property
+    def width(self) -> int:
+        """Columns of the logits."""
+        rows = self.weight.shape[0]
+        return rows if self.vocab_size is None else min(rows, self.vocab_size)
+
+    def cut(self, vocab_size: int) -> Head:
+        """Return the same head with only the first `vocab_size` columns."""
+        return dataclasses.replace(self, vocab_size=min(vocab_size, self.weight.shape[0]))
+
+    def to(self, device: torch.device | str) -> Head:
+        """Return the same head on another device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=bias)
+
+    def linear(self, hidden_TH: Tensor) -> Tensor:
+        """The matrix product alone: `[T, H] -> [T, width]`, in the hidden states' dtype.
+
+        Raises:
+            ShapeError: The hidden size is not the head's.
+        """
+        if hidden_TH.shape[-1] != self.weight.shape[1]:
+            raise ShapeError(
+                f"Hidden states are {hidden_TH.shape[-1]} wide, the head expects "
+                f"{self.weight.shape[1]}. Take both from the same model."
+            )
+        weight = self.weight[: self.width].to(hidden_TH.dtype)
+        bias = None if self.bias is None else self.bias[: self.width].to(hidden_TH.dtype)
+        return F.linear(hidden_TH, weight, bias)
+
+    def transform(self, logits: Tensor) -> Tensor:
+        """Scale and soft-cap, in float32 (float64 stays): what the model does after the product."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """`[T, H] -> [T, width]`, float32 or float64."""
+        return self.transform(self.linear(hidden_TH))
+
+
+def output_transform(config: Any) -> dict[str, Any]:
+    """Read scale and soft-cap from a `transformers` config or its dict."""
+    if not isinstance(config, dict):
+        config = config.to_dict()
+    config = config.get("text_config") or config
+    scale = float(config.get("logit_scale") or 1.0)
+    if config.get("logits_scaling"):
+        scale /= float(config["logits_scaling"])
+    return {"logit_scale": scale, "soft_cap": config.get("final_logit_softcapping")}
+
+
+def _read_tensor(folder: Path, names: tuple[str, ...]) -> Tensor | None:
+    """Read the first of `names` that the folder's safetensors hold."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    where = json.loads(index.read_text())["weight_map"] if index.exists() else None
+    for name in names:
+        if where is not None:
+            files = [folder / where[name]] if name in where else []
+        else:
+            files = sorted(folder.glob("*.safetensors"))
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118 - not a dict
+                    return tensors.get_tensor(name)
+    return None
