@@ -1,0 +1,69 @@
+"""The embedded teacher: the decoder of a `transformers` model in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
+from kdflow_lab.load import load_model
+
+
+class TransformersTeacher:
+    """Runs packed rows through the decoder alone; the head's product belongs to the students."""
+
+    backend = "transformers"
+
+    def __init__(
+        self, path: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+    ) -> None:
+        """Load the decoder; the head's memory is given back where it is not tied.
+
+        Args:
+            path: Folder of the model.
+            dtype: `auto` is float32 on a CPU and the checkpoint's own on a GPU.
+            device: `cpu` or `cuda`.
+            trust_remote_code: Passed on to `transformers`.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+        """
+        self.device = torch.device(device)
+        self.dtype = _own_dtype(path, self.device) if dtype == "auto" else getattr(torch, dtype)
+        model = load_model(path, dtype=self.dtype, trust_remote_code=trust_remote_code).eval()
+        self.why_padded = why_not_packed(model)
+        """Why rows are padded; empty if they are packed."""
+        if not self.why_padded:
+            use_packed_attention(model)
+        self.hidden_size = int(model.config.get_text_config().hidden_size)
+        self._pad_id = model.config.get_text_config().pad_token_id or 0
+        self._decoder = model.get_decoder().to(self.device)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, input_ids: Tensor, cu_seqlens: Tensor, rows: Tensor, out: Tensor
+    ) -> None:
+        """See `Teacher.hidden_states`."""
+        hidden = decode(
+            self._decoder,
+            input_ids.to(self.device),
+            cu_seqlens,
+            packed=not self.why_padded,
+            pad_id=self._pad_id,
+        )
+        if self.device.type == "cpu":
+            # the one write: selecting the wanted rows and putting them into the slot is one step
+            torch.index_select(hidden, 0, rows, out=out)
+        else:
+            out.copy_(hidden.index_select(0, rows.to(self.device)))
+
+
+def _own_dtype(path: str, device: torch.device) -> torch.dtype:
+    """float32 on a CPU; else what the checkpoint's config says."""
+    if device.type == "cpu":
+        return torch.float32
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
