@@ -1,0 +1,45 @@
+"""What an algorithm is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdflow_lab.config import DistillConfig
+    from kdflow_lab.losses import Head, LossOutput
+
+
+class Algorithm(Protocol):
+    """Turns the student's and the teacher's hidden states of a micro-batch into a loss.
+
+    Attributes:
+        needs_teacher: Whether micro-batches go to the teacher at all.
+        config: Read at every call, so that `Run.set` takes effect from the next step.
+    """
+
+    needs_teacher: bool
+    config: DistillConfig
+
+    def loss(
+        self,
+        student_hidden: Tensor,
+        student_head: Head,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        labels: Tensor,
+        *,
+        num_valid_tokens: int,
+    ) -> LossOutput:
+        """Compute the loss.
+
+        Args:
+            student_hidden: Float[T, Hs], rows that predict the response tokens.
+            student_head: The student's head, cut to the shared ids.
+            teacher_hidden: Float[T, Ht], the same rows of the teacher; valid during this call only.
+            teacher_head: The teacher's head, cut to the shared ids.
+            labels: Int64[T], the response tokens.
+            num_valid_tokens: Response tokens of the whole global batch.
+        """
+        ...

@@ -1,0 +1,169 @@
+"""The student as an FSDP2 model whose forward pass is the loss.
+
+Decoder layers and the root are sharded; embeddings and head stay in the root's group, tied or not,
+so that one all-gather serves the embedding, the head and every chunk of the loss. The loss runs in
+a forward method registered with FSDP: inside it the head's weight is the whole Parameter, unsharded.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
+from kdflow_lab.losses import Head, LossOutput
+from kdflow_lab.load import load_model
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+    from kdflow_lab.algorithms.base import Algorithm
+    from kdflow_lab.config import DistillConfig
+    from kdflow_lab.data.batches import MicroBatch
+
+
+class Student:
+    """A sharded student on one rank of a mesh."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        config: DistillConfig,
+        mesh: DeviceMesh,
+        vocab_size: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load the model in float32 and shard it over the mesh.
+
+        Args:
+            path: Folder or hub id of the model that the run starts from.
+            config: `precision`, `packing` and `activation_checkpointing` are read here.
+            mesh: One-dimensional; its size is the number of students.
+            vocab_size: Ids of the head that exist on both sides; None keeps all.
+            trust_remote_code: Passed on to `transformers`.
+        """
+        self.device = torch.device(mesh.device_type)
+        self.world_size = mesh.size()
+        self.vocab_size = vocab_size
+        model = load_model(path, trust_remote_code=trust_remote_code)
+        model.train()
+        self.why_padded = why_not_packed(model) if config.packing else "packing is off"
+        """Why rows are padded; empty if they are packed."""
+        if not self.why_padded:
+            use_packed_attention(model)
+        if config.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.pad_id = model.config.pad_token_id or 0
+        layer_names = set(model._no_split_modules or [])
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if _compute_in_bf16(config, self.device) else None,
+            reduce_dtype=torch.float32,
+            # The loss is a forward method of the root: casting its inputs would copy the teacher's
+            # rows out of the ring, and round them.
+            cast_forward_inputs=False,
+        )
+        for module in model.modules():
+            if type(module).__name__ in layer_names:
+                fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        model.micro_batch_loss = types.MethodType(self._micro_batch_loss, model)
+        register_fsdp_forward_method(model, "micro_batch_loss")
+        self.model = model
+
+    def loss(
+        self,
+        batch: MicroBatch,
+        algorithm: Algorithm,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        num_valid_tokens: int,
+    ) -> LossOutput:
+        """Run the model on a micro-batch and compute its share of the global batch's loss.
+
+        Args:
+            batch: This rank's micro-batch; it may be empty.
+            algorithm: Turns hidden states into the loss.
+            teacher_hidden: Float[T, Ht] inside the ring, or None.
+            teacher_head: The frozen copy of the teacher's head, or None.
+            num_valid_tokens: Response tokens of the whole global batch.
+        """
+        return self.model.micro_batch_loss(
+            batch, algorithm, teacher_hidden, teacher_head, num_valid_tokens
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a share of the loss.
+
+        FSDP2 averages gradients over ranks, but the shares are already divided by the tokens of the
+        whole batch: they must be summed. The factor undoes the average.
+        """
+        (loss * self.world_size).backward()
+
+    def _micro_batch_loss(
+        self,
+        model: Any,
+        batch: MicroBatch,
+        algorithm: Algorithm,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        num_valid_tokens: int,
+    ) -> LossOutput:
+        student_hidden = response_hidden(
+            model, batch, device=self.device, packed=not self.why_padded, pad_id=self.pad_id
+        )
+        if teacher_hidden is not None:
+            teacher_hidden = teacher_hidden.to(self.device, non_blocking=True)
+        return algorithm.loss(
+            student_hidden,
+            Head.of(model, self.vocab_size),
+            teacher_hidden,
+            teacher_head,
+            batch.labels.to(self.device),
+            num_valid_tokens=num_valid_tokens,
+        )
+
+    def shards(self) -> dict[str, Any]:
+        """Tell how the parameters are sharded, for the `started` event: what makes FSDP2 real."""
+        parameters = list(self.model.parameters())
+        sharded: list[DTensor] = [p for p in parameters if hasattr(p, "to_local")]  # type: ignore
+        return {
+            "parameters": len(parameters),
+            "dtensors": len(sharded),
+            "local_elements": sum(p.to_local().numel() for p in sharded),
+            "total_elements": sum(p.numel() for p in parameters),
+            "rank": dist.get_rank(),
+        }
+
+
+def response_hidden(
+    model: Any, batch: MicroBatch, *, device: torch.device, packed: bool, pad_id: int
+) -> Tensor:
+    """Run the decoder and return the rows that predict response tokens, Float[T, H].
+
+    An empty micro-batch runs one dummy token and returns no rows: its rank must still take part in
+    the collectives of forward and backward.
+    """
+    decoder = model.get_decoder()
+    if batch.input_ids.numel() == 0:
+        dummy = torch.full((1,), pad_id, device=device)
+        ends = torch.tensor([0, 1], dtype=torch.int32)
+        return decode(decoder, dummy, ends, packed=packed, pad_id=pad_id)[:0]
+    input_ids = batch.input_ids.to(device)
+    hidden = decode(decoder, input_ids, batch.cu_seqlens, packed=packed, pad_id=pad_id)
+    return hidden.index_select(0, batch.rows.to(device))
+
+
+def _compute_in_bf16(config: DistillConfig, device: torch.device) -> bool:
+    """`auto` computes in bfloat16 on a GPU and in float32 on a CPU."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
