@@ -1,0 +1,1 @@
+"""Evaluation: how close a model is to its teacher, and how often it answers right."""
