@@ -1,0 +1,265 @@
+"""The commands of `%kdflow` and of the shell's `kdflow`: each makes one call of `Lab` or `Run`.
+
+To add a command, add a line to `COMMANDS`. A command that takes options names the code that takes
+them, and gets them from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdflow_lab.commandline import Command, help_text
+from kdflow_lab.errors import ConfigError, nearest
+from kdflow_lab.options import Option, from_model, from_signature
+
+if TYPE_CHECKING:
+    from kdflow_lab.run import Run
+    from kdflow_lab.session import Session
+
+NOT_FOR_SFT = (
+    "algorithm",
+    "loss",
+    "loss_params",
+    "kd_ratio",
+    "kd_temperature",
+    "temperature_squared",
+    "depth",
+)
+"""Options of `distill` that say how to learn from a teacher; SFT has none."""
+
+
+# -- what the commands do: values were checked by name, the Python calls check them by meaning ----
+
+
+def _up(session: Session, given: dict[str, Any]) -> Any:
+    return session.up(given)
+
+
+def _down(session: Session, given: dict[str, Any]) -> None:
+    lab = session.current_lab()
+    if lab is None:
+        raise ConfigError(f"There is no lab to close. {session.no_lab}")
+    lab.close()
+
+
+def _status(session: Session, given: dict[str, Any]) -> Any:
+    lab = session.current_lab()
+    if lab is not None and not given:
+        return lab.status()
+    from kdflow_lab.progress import summary
+
+    run = session.run(given.get("run"), given.get("dir"))
+    session.say(f"{summary(run)}\n{run.path}")
+    return None
+
+
+def _distill(session: Session, given: dict[str, Any]) -> Run:
+    return session.lab().distill(**given)
+
+
+def _sft(session: Session, given: dict[str, Any]) -> Run:
+    return session.lab().sft(**given)
+
+
+def _ask(command: str) -> Any:
+    """Build the call of `Run.pause`, `resume` or `stop`."""
+
+    def call(session: Session, given: dict[str, Any]) -> None:
+        run = session.run(given.get("run"), given.get("dir"))
+        getattr(run, command)()
+        session.say(f"{run.name}: {command} asked for; it takes effect before the next step.")
+
+    return call
+
+
+def _set(session: Session, given: dict[str, Any]) -> None:
+    run = session.run(given.pop("run", None), given.pop("dir", None))
+    run.set(**given)
+    changes = ", ".join(f"{name} = {value}" for name, value in given.items())
+    session.say(f"{run.name}: {changes} from the next step on.")
+
+
+def _runs(session: Session, given: dict[str, Any]) -> list[Run]:
+    from kdflow_lab.run import runs
+
+    return runs(given.get("dir") or session.folder())
+
+
+def _eval(session: Session, given: dict[str, Any]) -> Any:
+    """A model that names a run is that run; the lab knows all other models itself."""
+    folder = given.pop("dir", None)
+    model = given.get("model")
+    names = ["latest", *session.run_names(folder)]
+    if isinstance(model, str) and (model in names or (Path(model) / "events.jsonl").is_file()):
+        given["model"] = session.run(model, folder)
+    return session.lab(like=given.get("model")).evaluate(**given)
+
+
+def _export(session: Session, given: dict[str, Any]) -> Path:
+    run, path = given.get("run"), given.get("path")
+    if path is None:  # one word is the folder; the run is the newest
+        run, path = None, run
+    if path is None:
+        raise ConfigError(f"{session.prefix} export needs a folder: export [RUN] PATH.")
+    return session.run(run, given.get("dir")).export(path)
+
+
+def _plot(session: Session, given: dict[str, Any]) -> Any:
+    figure = session.run(given.get("run"), given.get("dir")).plot()
+    if given.get("save"):
+        session.say(f"Written: {figure.save(given['save'])}")
+    return figure
+
+
+def _help(session: Session, given: dict[str, Any]) -> None:
+    session.say(overview(session.prefix) if "command" not in given else _one(session, given))
+
+
+def _one(session: Session, given: dict[str, Any]) -> str:
+    return help_text(find(given["command"], session.prefix), prefix=session.prefix)
+
+
+# -- where their options come from ----------------------------------------------------------------
+
+
+def lab_options() -> list[Option]:
+    """Options that describe a lab."""
+    from kdflow_lab.config import LabConfig
+
+    return from_model(LabConfig)
+
+
+def _distill_options() -> list[Option]:
+    from kdflow_lab.config import DistillConfig
+
+    return from_model(DistillConfig)
+
+
+def _sft_options() -> list[Option]:
+    from kdflow_lab.config import DistillConfig
+
+    return from_model(DistillConfig, leave_out=NOT_FOR_SFT)
+
+
+def _settings() -> list[Option]:
+    from kdflow_lab.config import SETTABLE
+
+    options = [option for option in _distill_options() if option.name in SETTABLE]
+    return [DIR, *options]
+
+
+def _eval_options() -> list[Option]:
+    from kdflow_lab.lab import Lab
+
+    return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR]
+
+
+RUN = Option(name="run", help="Name or directory of a run; the newest if left out.")
+DIR = Option(name="dir", help="Folder with the run directories.", type_text="FOLDER")
+MODEL = Option(name="model", help="student, teacher, a run, or a model folder.", default="student")
+PATH = Option(name="path", help="Folder to write.")
+SAVE = Option(name="save", help="Also write the figure to this SVG file.", type_text="FILE")
+COMMAND = Option(name="command", help="The command to explain.")
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command(
+            name="up",
+            summary="Start the engines and load the teacher.",
+            call=_up,
+            options=lab_options,
+        ),
+        Command(name="down", summary="End every process of the lab.", call=_down),
+        Command(
+            name="status",
+            summary="Say what the lab or a run does.",
+            call=_status,
+            arguments=(RUN,),
+            options=lambda: [DIR],
+        ),
+        Command(
+            name="distill",
+            summary="Train the student on the teacher's distributions.",
+            call=_distill,
+            options=_distill_options,
+            needs_lab=True,
+            starts_run=True,
+        ),
+        Command(
+            name="sft",
+            summary="Train the student on the answers in the data alone.",
+            call=_sft,
+            options=_sft_options,
+            needs_lab=True,
+            starts_run=True,
+        ),
+        *(
+            Command(
+                name=name,
+                summary=text,
+                call=_ask(name),
+                arguments=(RUN,),
+                options=lambda: [DIR],
+            )
+            for name, text in (
+                ("pause", "Pause a run before its next step."),
+                ("resume", "Let a paused run go on."),
+                ("stop", "Stop a run before its next step; its weights are kept."),
+            )
+        ),
+        Command(
+            name="set",
+            summary="Change options of a run from its next step on.",
+            call=_set,
+            arguments=(RUN,),
+            options=_settings,
+        ),
+        Command(name="runs", summary="List the runs.", call=_runs, options=lambda: [DIR]),
+        Command(
+            name="eval",
+            summary="Compare a model with the teacher on held-out rows.",
+            call=_eval,
+            arguments=(MODEL,),
+            options=_eval_options,
+            needs_lab=True,
+        ),
+        Command(
+            name="export",
+            summary="Write a run's student as a Hugging Face folder.",
+            call=_export,
+            arguments=(RUN, PATH),
+            options=lambda: [DIR],
+        ),
+        Command(
+            name="plot",
+            summary="Show the curves of a run.",
+            call=_plot,
+            arguments=(RUN,),
+            options=lambda: [DIR, SAVE],
+        ),
+        Command(name="help", summary="Explain the commands.", call=_help, arguments=(COMMAND,)),
+    )
+}
+"""Every command, in the order of `help`."""
+
+
+def find(name: str, prefix: str) -> Command:
+    """Return a command by name.
+
+    Raises:
+        ConfigError: There is no such command; the nearest is offered.
+    """
+    if name not in COMMANDS:
+        raise ConfigError(
+            f"{prefix} has no command {name!r}.{nearest(name, COMMANDS)} "
+            f"Commands: {', '.join(COMMANDS)}."
+        )
+    return COMMANDS[name]
+
+
+def overview(prefix: str) -> str:
+    """List the commands with a line each."""
+    lines = [f"{prefix} {command.name:<8} {command.summary}" for command in COMMANDS.values()]
+    return "\n".join([*lines, "", f"{prefix} help distill explains one of them with its options."])
