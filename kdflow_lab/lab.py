@@ -173,7 +173,7 @@ class Lab:
         max_new_tokens: int = 64,
         max_length: int = 2048,
     ) -> Evaluation:
-        """Tell how close a model is to the teacher on held-out rows, and how often it answers right.
+        """Tell how close a model is to the teacher on held-out rows, and how often it is right.
 
         Args:
             data: As in `distill`.

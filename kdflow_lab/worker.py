@@ -26,6 +26,7 @@ from kdflow_lab.data.plan import DataPlan
 from kdflow_lab.data.tokens import TokenTable, tokenize
 from kdflow_lab.errors import DataError, RunError
 from kdflow_lab.jobs import TrainJob
+from kdflow_lab.load import load_tokenizer
 from kdflow_lab.losses import Head
 from kdflow_lab.metrics import memory_bytes, rounded, versions
 from kdflow_lab.rundir import ENDED, RunDirectory
@@ -34,7 +35,6 @@ from kdflow_lab.student import checkpoint
 from kdflow_lab.student.feed import TeacherFeed
 from kdflow_lab.student.fsdp import Student
 from kdflow_lab.student.group import gather, share, share_arrays, student_group
-from kdflow_lab.load import load_tokenizer
 from kdflow_lab.student.optimizer import lr_at, make_optimizer
 from kdflow_lab.transport.layout import SlotLayout
 from kdflow_lab.transport.student_end import StudentEnd

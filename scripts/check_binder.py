@@ -103,8 +103,8 @@ def execute(folder: Path, python: str, out: Path) -> int:
     print(f"The quickstart took {time.monotonic() - start:.0f} s; at its peak there were:")
     print(*watch.peak_processes, sep="\n")
     print(
-        f"Peak memory, PSS of all processes: {peak_bytes / 1e6:,.0f} MB of {LIMIT_BYTES / 1e6:,.0f} "
-        f"MB allowed, from {watch.num_samples} samples"
+        f"Peak memory, PSS of all processes: {peak_bytes / 1e6:,.0f} MB of "
+        f"{LIMIT_BYTES / 1e6:,.0f} MB allowed, from {watch.num_samples} samples"
     )
     return int(peak_bytes > LIMIT_BYTES)
 

@@ -188,7 +188,8 @@ def table(results: dict[str, Any]) -> str:
     if teacher["exact_match"] and before["kl"]:
         lines.append(
             f"The student reaches {after['exact_match'] / teacher['exact_match']:.0%} of the "
-            f"teacher's exact match; its KL to the teacher fell by {1 - after['kl'] / before['kl']:.0%}."
+            "teacher's exact match; its KL to the teacher fell by "
+            f"{1 - after['kl'] / before['kl']:.0%}."
         )
     return "\n".join(lines)
 

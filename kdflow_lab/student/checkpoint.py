@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from kdflow_lab.errors import RunError
 from kdflow_lab.hub import resolve_model
-from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.load import load_model, load_tokenizer
+from kdflow_lab.rundir import RunDirectory
 
 
 def save(directory: RunDirectory, model: Any, step: int) -> Path:

@@ -1,8 +1,8 @@
 """The student as an FSDP2 model whose forward pass is the loss.
 
-Decoder layers and the root are sharded; embeddings and head stay in the root's group, tied or not,
-so that one all-gather serves the embedding, the head and every chunk of the loss. The loss runs in
-a forward method registered with FSDP: inside it the head's weight is the whole Parameter, unsharded.
+Decoder layers and the root are sharded; embeddings and head stay in the root's group, tied or
+not, so that one all-gather serves the embedding, the head and every chunk of the loss. The loss
+runs in a forward method registered with FSDP: inside it the head's weight is the whole Parameter.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.distributed.fsdp import (
 )
 
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
-from kdflow_lab.losses import Head, LossOutput
 from kdflow_lab.load import load_model
+from kdflow_lab.losses import Head, LossOutput
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

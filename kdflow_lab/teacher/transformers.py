@@ -18,7 +18,12 @@ class TransformersTeacher:
     backend = "transformers"
 
     def __init__(
-        self, path: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+        self,
+        path: str,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
     ) -> None:
         """Load the decoder; the head's memory is given back where it is not tied.
 

@@ -130,7 +130,7 @@ def test_no_tokens():
 
 def test_frozen_head_gets_no_gradient():
     """Only what requires a gradient costs one."""
-    hidden, weight, bias, teacher, teacher_weight, labels = _case()
+    hidden, weight, _, teacher, teacher_weight, labels = _case()
     output = chunked_kd_loss(
         hidden, Head(weight.detach(), None), teacher, Head(teacher_weight), labels, kd_ratio=0.5
     )
