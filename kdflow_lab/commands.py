@@ -98,8 +98,8 @@ def _eval(session: Session, given: dict[str, Any]) -> Any:
 
 def _export(session: Session, given: dict[str, Any]) -> Path:
     run, path = given.get("run"), given.get("path")
-    if path is None:  # one word is the folder; the run is the newest
-        run, path = None, run
+    if path is None and run not in session.run_names(given.get("dir")):
+        run, path = None, run  # one word is the folder; the run is the newest
     if path is None:
         raise ConfigError(f"{session.prefix} export needs a folder: export [RUN] PATH.")
     return session.run(run, given.get("dir")).export(path)

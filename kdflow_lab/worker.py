@@ -99,8 +99,8 @@ class _Training:
             seed=config.seed,
         )
         if config.steps is None:
-            config.steps = max(1, round((config.epochs or 1.0) * self.plan.steps_per_epoch))
-            config.epochs = None
+            epochs, config.epochs = config.epochs or 1.0, None
+            config.steps = max(1, round(epochs * self.plan.steps_per_epoch))
         self.phase("loading the student")
         self.algorithm = make_algorithm(config)
         self.student = Student(

@@ -1,0 +1,302 @@
+"""The run directory: what is written is read back, also by others, also after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from fakes import FAILED, FINISHED, RUNNING, Event, held, write_run
+
+from kdflow_lab.errors import RunError
+from kdflow_lab.rundir import JsonlTail, RunDirectory, list_runs
+
+
+def _dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+# -- creating -------------------------------------------------------------------------------------
+
+
+def test_config_is_read_back_with_its_schema(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs" / "a")
+    directory.create({"loss": "forward_kl", "betas": [0.9, 0.98], "name": "Überlauf"})
+    assert directory.config() == {
+        "schema": 1,
+        "loss": "forward_kl",
+        "betas": [0.9, 0.98],
+        "name": "Überlauf",
+    }
+    assert "Überlauf" in directory.config_file.read_text(encoding="utf-8")  # for people, too
+
+
+def test_same_name_twice_is_refused_and_keeps_the_first(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config={"loss": "first"})
+    with pytest.raises(RunError, match=r"exists already\. Give the run another name"):
+        RunDirectory(tmp_path / "a").create({"loss": "second"})
+    assert RunDirectory(tmp_path / "a").config()["loss"] == "first"
+
+
+def test_folder_that_cannot_be_written_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be made: Not a directory\. Pass a writable folder"):
+        RunDirectory(tmp_path / "file" / "a").create({})
+
+
+@pytest.mark.parametrize("name", ["nothing", "file", "empty"])
+def test_what_is_no_run_directory_is_said_to_be_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"is not a run directory"):
+        RunDirectory(tmp_path / name).config()
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "runs" / "a")
+    assert RunDirectory("~/runs/a").config()["loss"] == "forward_kl"
+    assert [one.path.name for one in list_runs("~/runs")] == ["a"]
+
+
+# -- lines ----------------------------------------------------------------------------------------
+
+
+def test_events_metrics_and_commands_are_one_json_object_a_line(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("warning", message="line one\nline two", path=tmp_path)
+    directory.metrics({"step": 1, "loss": 0.5})
+    first = directory.command("set", changes={"lr": 0.1})
+    second = directory.command("stop")
+    lines = directory.events_file.read_text().splitlines()
+    assert len(lines) == 1
+    event = json.loads(lines[0])
+    assert (event["event"], event["message"]) == ("warning", "line one\nline two")
+    assert event["path"] == str(tmp_path)
+    assert event["time"] > 0
+    assert json.loads(directory.metrics_file.read_text()) == {"step": 1, "loss": 0.5}
+    commands = [json.loads(line) for line in directory.control_file.read_text().splitlines()]
+    assert [(one["id"], one["command"]) for one in commands] == [(first, "set"), (second, "stop")]
+    assert commands[0]["changes"] == {"lr": 0.1}
+    assert first != second
+
+
+def test_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    tail = JsonlTail(path)
+    assert tail.read() == []  # not there yet
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    assert tail.read() == [{"a": 1}]
+    assert tail.read() == []
+    with path.open("ab") as file:
+        file.write(b'2}\n{"a": 3}\n')
+    assert tail.read() == [{"a": 2}, {"a": 3}]
+    assert tail.read() == []
+
+
+def test_tail_skips_what_a_dying_machine_tore(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2, "b\n\0\0\0\0\n\xff\xfe\n\n{"a": 3}\n')
+    assert JsonlTail(path).read() == [{"a": 1}, {"a": 3}]
+
+
+def test_tail_keeps_separators_inside_a_text(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    text = "a\u2028b\u0085c\rd\ve"
+    directory.event("warning", message=text)
+    assert [event["message"] for event in directory.events()] == [text]
+
+
+_WRITER = """
+import sys
+from kdflow_lab.rundir import RunDirectory
+directory = RunDirectory(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(500):
+    directory.event("warning", writer=sys.argv[2], number=number, text=sys.argv[2] * 5000)
+"""
+
+
+def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(directory.path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "xy"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.communicate("go\n")
+        assert writer.returncode == 0
+    lines = directory.events_file.read_text().splitlines()
+    events = [json.loads(line) for line in lines]  # raises at a mixed line
+    for name in "xy":
+        mine = [event for event in events if event["writer"] == name]
+        assert [event["number"] for event in mine] == list(range(500))
+        assert all(event["text"] == name * 5000 for event in mine)
+
+
+# -- state ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ((), "starting"),
+        (RUNNING[:1], "starting"),
+        ((*RUNNING[:1], ("phase", {"text": "reading the data"})), "starting"),
+        (RUNNING, "running"),
+        ((*RUNNING, ("warning", {"message": "x"})), "running"),
+        ((*RUNNING, ("paused", {})), "paused"),
+        ((*RUNNING, ("paused", {}), ("set", {"changes": {"lr": 1}})), "paused"),
+        ((*RUNNING, ("paused", {}), ("resumed", {})), "running"),
+        ((*RUNNING, ("stopping", {})), "stopping"),
+        ((*RUNNING, ("stopping", {}), ("checkpoint", {"step": 3})), "stopping"),
+    ],
+)
+def test_state_of_a_run_that_holds_its_lock(
+    tmp_path: Path, events: tuple[Event, ...], state: str
+) -> None:
+    run = write_run(tmp_path / "a", events)
+    with held(run.path):
+        assert run.state == state
+    if state != "starting":
+        assert run.state == "failed"  # it said so, and nobody holds the lock any more
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        (FINISHED, "finished"),
+        ((*RUNNING, ("stopping", {}), ("stopped", {})), "stopped"),
+        (FAILED, "failed"),
+    ],
+)
+def test_ended_run_needs_no_lock(tmp_path: Path, events: tuple[Event, ...], state: str) -> None:
+    assert write_run(tmp_path / "a", events).state == state
+
+
+def test_run_whose_process_is_killed_reads_as_failed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", RUNNING)
+    with held(run.path) as process:
+        assert run.state == "running"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run.state == "failed"
+        assert run.reason == "Its process died without a word."
+
+
+def test_starting_run_whose_kernel_died_reads_as_failed(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("starting", pid=_dead_pid())
+    assert directory.state() == "failed"
+
+
+def test_starting_run_whose_engines_outlive_the_kernel_is_starting(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("starting", pid=_dead_pid())
+    with held(directory.path):
+        assert directory.state() == "starting"
+
+
+def test_end_written_after_the_first_look_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that finishes between the look at its events and the look at its lock is no failure."""
+    run = write_run(tmp_path / "a", RUNNING)
+
+    def ends_now(self: RunDirectory) -> bool:
+        self.event("finished", step=10)
+        return False
+
+    monkeypatch.setattr(RunDirectory, "locked", ends_now)
+    assert run.state == "finished"
+
+
+# -- lock -----------------------------------------------------------------------------------------
+
+
+def test_lock_is_held_by_one_and_seen_by_all(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a").path
+    directory = RunDirectory(path)
+    assert not directory.locked()
+    with held(path):
+        assert directory.locked()
+        with pytest.raises(RunError, match="another process is training in it"):
+            directory.lock()
+    directory.lock()
+    assert RunDirectory(path).locked()
+    with pytest.raises(RunError, match="is locked"):
+        RunDirectory(path).lock()
+    directory.unlock()
+    assert not directory.locked()
+    directory.unlock()  # twice is no error
+
+
+def test_looking_at_the_lock_does_not_give_it_free(tmp_path: Path) -> None:
+    """POSIX locks would: closing any descriptor of the file drops them."""
+    directory = RunDirectory(write_run(tmp_path / "a").path)
+    directory.lock()
+    try:
+        for _ in range(2):
+            assert directory.locked()
+        code = "import sys; from kdflow_lab.rundir import RunDirectory as R\n"
+        code += "print(R(sys.argv[1]).locked())"
+        seen = subprocess.run(
+            [sys.executable, "-c", code, str(directory.path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert seen.stdout == "True\n"
+    finally:
+        directory.unlock()
+
+
+def test_kill_frees_the_lock(tmp_path: Path) -> None:
+    directory = RunDirectory(write_run(tmp_path / "a").path)
+    with held(directory.path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not directory.locked()
+        directory.lock()
+        directory.unlock()
+
+
+# -- listing --------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
+    for age, name in ((30, "b"), (10, "a"), (20, "c")):
+        write_run(tmp_path / name)
+        os.utime(tmp_path / name / "config.yaml", (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "file").write_text("")
+    assert [one.path.name for one in list_runs(tmp_path)] == ["b", "c", "a"]
+    assert list(list_runs(tmp_path / "nothing")) == []
+
+
+def test_files_are_plain_yaml_and_json_lines(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", FINISHED, [{"step": 1, "loss": 0.5}])
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["schema"] == 1
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {"config.yaml", "events.jsonl", "metrics.jsonl"}
