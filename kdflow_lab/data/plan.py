@@ -1,0 +1,249 @@
+"""Which rows each rank runs in each step: a function of the seed, without state to save.
+
+Rows come as one endless stream, epoch behind epoch, each in an order of its own. Step i takes the
+i-th `batch_size` rows of it. So every step has exactly `batch_size` rows, also where an epoch ends
+or the data is smaller than a batch; every row comes once an epoch; and which rows a step has
+depends neither on the number of ranks nor on the micro-batches they are run in.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdflow_lab.data.table import tokens_run
+from kdflow_lab.errors import ConfigError, DataError, ShapeError
+
+_REMEMBERED_STEPS = 4
+"""The loop is at one step while the feed to the teacher is at a later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One optimizer step.
+
+    Attributes:
+        rows: The global batch, in the order of the stream.
+        micro_batches: For each micro-batch, for each rank: its row numbers, maybe none.
+        num_valid_tokens: Response tokens of the global batch.
+    """
+
+    rows: tuple[int, ...]
+    micro_batches: list[list[list[int]]]
+    num_valid_tokens: int
+
+
+class DataPlan:
+    """The order of a run's data."""
+
+    def __init__(
+        self,
+        lengths: ArrayLike,
+        response_lengths: ArrayLike,
+        *,
+        batch_size: int,
+        world_size: int,
+        micro_batch_tokens: int,
+        micro_batch_rows: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Plan; nothing is computed before `step`.
+
+        Args:
+            lengths: Int[N], tokens of each row, as `TokenTable.lengths`. Budgets count the tokens
+                that are run, one less a row (`table.tokens_run`).
+            response_lengths: Int[N], trained tokens of each row.
+            batch_size: Rows of a step, all ranks together. It may be less than `world_size`: some
+                ranks have nothing to do then.
+            world_size: Number of ranks.
+            micro_batch_tokens: Most tokens of a rank's micro-batch.
+            micro_batch_rows: Most rows of one; None for no limit.
+            seed: Any int of 0 or more.
+
+        Raises:
+            ConfigError: A number is too small.
+            DataError: No rows, or a row longer than a micro-batch may be.
+            ShapeError: The two arrays have different lengths.
+        """
+        self._tokens = tokens_run(np.asarray(lengths, np.int64))
+        self._responses = np.asarray(response_lengths, np.int64)
+        self._batch_size = batch_size
+        self._world_size = world_size
+        self._budget = micro_batch_tokens
+        self._most_rows = batch_size if micro_batch_rows is None else micro_batch_rows
+        self._seed = seed
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._steps: dict[int, StepPlan] = {}
+        self._check()
+
+    def _check(self) -> None:
+        least = {
+            "batch_size": self._batch_size,
+            "world_size": self._world_size,
+            "micro_batch_rows": self._most_rows,
+        }
+        for name, value in least.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; expected 1 or more.")
+        if self._seed < 0:
+            raise ConfigError(f"seed is {self._seed}; expected 0 or more.")
+        if self._tokens.shape != self._responses.shape or self._tokens.ndim != 1:
+            raise ShapeError(
+                f"lengths is {self._tokens.shape} and response_lengths {self._responses.shape}; "
+                "expected one number a row in both."
+            )
+        if not len(self._tokens):
+            raise DataError("There is no row to plan. Expected at least one; look at the data.")
+        if self._tokens.min() < 1:
+            raise DataError(
+                f"Row {int(self._tokens.argmin())} has less than two tokens: nothing to predict. "
+                "Expected 2 or more: leave it out, as tokenize() does."
+            )
+        longest = int(self._tokens.max())
+        if longest > self._budget:
+            too_long = int((self._tokens > self._budget).sum())
+            raise DataError(
+                f"{too_long} of {len(self._tokens)} rows do not fit a micro-batch: the longest "
+                f"runs {longest} tokens, micro_batch_tokens is {self._budget}. Raise "
+                "micro_batch_tokens, or lower max_length."
+            )
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Rows by batch size; not rounded, since a batch may hold rows of two epochs."""
+        return len(self._tokens) / self._batch_size
+
+    def step(self, index: int) -> StepPlan:
+        """Plan step `index`, counted from 0; any step, in any order, gives the same each time."""
+        if index not in self._steps:
+            while len(self._steps) >= _REMEMBERED_STEPS:
+                del self._steps[next(iter(self._steps))]
+            self._steps[index] = self._plan(index)
+        return self._steps[index]
+
+    def _plan(self, index: int) -> StepPlan:
+        rows = self._global_batch(index)
+        tokens = self._tokens[rows]
+        longest_first = np.argsort(-tokens, kind="stable")
+        ranks = _share(longest_first.tolist(), tokens, self._world_size)
+        packed = [self._fill(places, tokens) for places in ranks]
+        count = max(len(bins) for bins in packed)
+        packed = [
+            self._even(places, tokens, count) or bins
+            for places, bins in zip(ranks, packed, strict=True)
+        ]
+        micro_batches = [
+            [[int(rows[place]) for place in bins[k]] if k < len(bins) else [] for bins in packed]
+            for k in range(count)
+        ]
+        return StepPlan(
+            rows=tuple(rows.tolist()),
+            micro_batches=micro_batches,
+            num_valid_tokens=int(self._responses[rows].sum()),
+        )
+
+    def _global_batch(self, index: int) -> NDArray[np.int64]:
+        """Cut step `index` out of the stream of epochs."""
+        if index < 0:
+            raise ConfigError(f"There is no step {index}; steps are counted from 0.")
+        places = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
+        epochs, within = np.divmod(places, len(self._tokens))
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            rows[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
+        return rows
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The permutation of an epoch; the last two are remembered, since a batch may need both."""
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            generator = np.random.default_rng([self._seed, epoch])
+            self._orders[epoch] = generator.permutation(len(self._tokens))
+        return self._orders[epoch]
+
+    def _fill(self, places: Sequence[int], tokens: NDArray[np.int64]) -> list[list[int]]:
+        """Fill one rank's micro-batches: each row into the first with room, longest first."""
+        bins: list[list[int]] = []
+        room: list[int] = []
+        for place in places:
+            length = int(tokens[place])
+            for k, free in enumerate(room):
+                if length <= free and len(bins[k]) < self._most_rows:
+                    bins[k].append(place)
+                    room[k] -= length
+                    break
+            else:
+                bins.append([place])
+                room.append(self._budget - length)
+        return bins
+
+    def _even(
+        self, places: Sequence[int], tokens: NDArray[np.int64], count: int
+    ) -> list[list[int]] | None:
+        """Deal one rank's rows evenly into as many micro-batches as the step has.
+
+        The first fit leaves crumbs for the last micro-batch, for which teacher and student would
+        wait as for any other. None where the even way breaks a budget.
+        """
+        bins = _share(places, tokens, count)
+        fits = all(
+            len(part) <= self._most_rows and int(tokens[part].sum()) <= self._budget
+            for part in bins
+        )
+        return bins if fits else None
+
+    # -- the largest micro-batch that can come, for the ring's slots ---------------------------
+
+    def max_tokens(self) -> int:
+        """Tokens that no micro-batch exceeds."""
+        return min(self._budget, int(self._largest(self._tokens).sum()))
+
+    def max_sequences(self) -> int:
+        """Rows that no micro-batch exceeds."""
+        shortest = -self._largest(-self._tokens)
+        return int((np.cumsum(shortest) <= self._budget).sum())
+
+    def max_rows(self) -> int:
+        """Response tokens that no micro-batch exceeds."""
+        most = int(self._largest(self._responses).sum())
+        # What the token budget allows: rows with the largest share of response tokens first, the
+        # last one in part.
+        order = np.argsort(-self._responses / self._tokens, kind="stable")
+        order = np.repeat(order, self._repeats)[: self._budget + 1]
+        spent = np.cumsum(self._tokens[order])
+        gained = np.cumsum(self._responses[order])
+        if spent[-1] > self._budget:
+            cut = int(np.searchsorted(spent, self._budget, side="right"))
+            before_tokens, before = (spent[cut - 1], gained[cut - 1]) if cut else (0, 0)
+            share = self._responses[order[cut]] / self._tokens[order[cut]]
+            most = min(most, int(before + np.ceil(share * (self._budget - before_tokens))))
+        return min(most, self.max_tokens())
+
+    @property
+    def _repeats(self) -> int:
+        """How often a row can come in one step: once for each epoch that a step can touch."""
+        if self._batch_size == 1:
+            return 1
+        return (self._batch_size - 2) // len(self._tokens) + 2
+
+    def _largest(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The largest values that the rows of one micro-batch can have, in falling order."""
+        most_rows = min(self._batch_size, self._most_rows)
+        falling = np.sort(values)[::-1][:most_rows]
+        return np.repeat(falling, self._repeats)[:most_rows]
+
+
+def _share(places: Sequence[int], tokens: NDArray[np.int64], num_shares: int) -> list[list[int]]:
+    """Deal the rows out, longest first, each to the share with the fewest tokens so far."""
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    loads = [(0, 0, share) for share in range(num_shares)]  # tokens, rows, share
+    for place in places:
+        load, count, share = loads[0]
+        shares[share].append(place)
+        heapq.heapreplace(loads, (load + int(tokens[place]), count + 1, share))
+    return shares
