@@ -1,0 +1,245 @@
+"""One distillation step on 1 or 2 ranks in real processes: its loss and its whole gradient.
+
+Run as a module's function in spawned processes; the cases of one world size share them, since
+starting a process and importing torch takes longer than all the steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kdflow_lab.algorithms import make_algorithm
+from kdflow_lab.config import DistillConfig
+from kdflow_lab.data.batches import pack
+from kdflow_lab.data.plan import DataPlan
+from kdflow_lab.data.tokens import TokenTable
+from kdflow_lab.losses import Head
+from kdflow_lab.student.feed import TeacherFeed
+from kdflow_lab.student.fsdp import Student
+from kdflow_lab.teacher.base import serve
+from kdflow_lab.teacher.transformers import TransformersTeacher
+from kdflow_lab.transport.layout import SlotLayout
+from kdflow_lab.transport.student_end import StudentEnd
+from kdflow_lab.transport.teacher_end import TeacherEnd
+
+VOCABULARY = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What differs between two ways of taking the same step."""
+
+    micro_batch_rows: int | None = None
+    packing: bool = True
+    chunk_tokens: int | str = "auto"
+    ring: bool = False
+    activation_checkpointing: bool = False
+    batch_size: int = 12
+    loss: str = "forward_kl"
+    kd_ratio: float = 0.6
+    sft: bool = False
+    precision: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What rank 0 knows when the gradients are there.
+
+    Attributes:
+        loss: Summed over ranks and micro-batches.
+        gradients: Of every parameter, whole.
+        tokens_by_rank: Response tokens of each rank.
+        ring_operations: Names of the torch operations that got a tensor inside the ring's mapping
+            as an argument while the loss was computed, in order.
+    """
+
+    loss: float
+    gradients: dict[str, Tensor]
+    tokens_by_rank: list[int]
+    ring_operations: list[str]
+
+
+class RingWatch(TorchDispatchMode):
+    """Notes every operation that touches memory of the ring; views of it are not noted."""
+
+    def __init__(self, end: StudentEnd) -> None:
+        super().__init__()
+        self.end = end
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [one for one in tree_leaves((args, kwargs)) if type(one) is Tensor]
+        is_view = any(
+            argument.alias_info and not argument.alias_info.is_write
+            for argument in func._schema.arguments
+        )
+        if not is_view and any(one.numel() and self.end.contains(one) for one in tensors):
+            self.operations.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def make_models(folder: Path, *, tied: bool) -> tuple[str, str]:
+    """Write a tiny teacher and a tiny student with random weights."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    paths = []
+    for name, size in (("teacher", 24), ("student", 16)):
+        torch.manual_seed(size)
+        config = Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=size,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            tie_word_embeddings=tied,
+            initializer_range=0.3,
+            pad_token_id=0,
+        )
+        Qwen3ForCausalLM(config).save_pretrained(folder / name)
+        paths.append(str(folder / name))
+    return paths[0], paths[1]
+
+
+def make_table(rows: int = 12) -> TokenTable:
+    """Rows of very different lengths, so that ranks get unequal tokens."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(4, 60, rows)
+    masks = []
+    for length in lengths:
+        mask = np.zeros(length, dtype=np.uint8)
+        mask[generator.integers(1, length) :] = 1
+        masks.append(mask)
+    ids = generator.integers(1, VOCABULARY, lengths.sum()).astype(np.int32)
+    return TokenTable(
+        input_ids=ids,
+        response_mask=np.concatenate(masks),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        row_index=np.arange(rows, dtype=np.int32),
+    )
+
+
+def steps(world_size: int, models: tuple[str, str], cases: list[Case]) -> list[Step]:
+    """Take one step for each case on `world_size` ranks; what rank 0 has in the end."""
+    with tempfile.TemporaryDirectory(prefix="kdflow-step-") as folder:
+        mp.start_processes(
+            _rank, (world_size, folder, models, cases), nprocs=world_size, start_method="spawn"
+        )
+        return torch.load(Path(folder) / "steps.pt", weights_only=False)
+
+
+def _rank(rank: int, world_size: int, folder: str, models: Any, cases: list[Case]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    taken = [_step(rank, world_size, f"{folder}/{i}.sock", models, c) for i, c in enumerate(cases)]
+    if rank == 0:
+        torch.save(taken, Path(folder) / "steps.pt")
+    dist.destroy_process_group()
+
+
+def _step(rank: int, world_size: int, socket: str, models: Any, case: Case) -> Step:
+    teacher_path, student_path = models
+    config = DistillConfig.parse(
+        algorithm="sft" if case.sft else "vanilla_kd",
+        loss=case.loss,
+        kd_ratio=0.0 if case.sft else case.kd_ratio,
+        packing=case.packing,
+        chunk_tokens=case.chunk_tokens,
+        activation_checkpointing=case.activation_checkpointing,
+        precision=case.precision,
+    )
+    table = make_table()
+    plan = DataPlan(
+        table.lengths,
+        table.response_lengths,
+        batch_size=case.batch_size,
+        world_size=world_size,
+        micro_batch_tokens=512,
+        micro_batch_rows=case.micro_batch_rows,
+        seed=1,
+    )
+    step = plan.step(0)
+    batches = [
+        pack(table, by_rank[rank], step=0, index=index)
+        for index, by_rank in enumerate(step.micro_batches)
+    ]
+    student = Student(student_path, config=config, mesh=init_device_mesh("cpu", (world_size,)))
+    algorithm = make_algorithm(config)
+    teacher = TransformersTeacher(teacher_path)
+    teacher_head = Head.from_pretrained(teacher_path, dtype=torch.float32)
+    total = torch.zeros(())
+    operations: list[str] = []
+
+    def learn(batch: Any, hidden: Tensor | None) -> None:
+        nonlocal total
+        output = student.loss(batch, algorithm, hidden, teacher_head, step.num_valid_tokens)
+        total = total + output.loss.detach()
+        student.backward(output.loss)
+
+    if case.ring:
+        layout = SlotLayout(
+            max_tokens=plan.max_tokens(),
+            max_sequences=plan.max_sequences(),
+            max_rows=plan.max_rows(),
+            hidden_size=teacher.hidden_size,
+            dtype_name="float32",
+        )
+        server = None
+        if rank == 0:
+            server = threading.Thread(target=_serve, args=(teacher, socket, world_size))
+            server.start()
+        with StudentEnd(socket, rank=rank, world_size=world_size, layout=layout, slots=2) as end:
+            feed = TeacherFeed(iter(batches), end)
+            for _ in batches:
+                batch, rows = feed.next()
+                assert rows is not None
+                with RingWatch(end) as watch:
+                    learn(batch, rows.tensor)
+                operations += watch.operations
+                rows.release()
+                feed.refill()
+        if server is not None:
+            server.join()
+    else:
+        for batch in batches:
+            hidden = torch.empty(batch.rows.numel(), teacher.hidden_size)
+            if batch.input_ids.numel():
+                teacher.hidden_states(batch.input_ids, batch.cu_seqlens, batch.rows, hidden)
+            learn(batch, None if case.sft else hidden)
+    dist.all_reduce(total)
+    mine = sum(batch.rows.numel() for batch in batches)
+    by_rank: list[Any] = [None] * world_size
+    dist.all_gather_object(by_rank, mine)
+    gradients = {
+        name: parameter.grad.full_tensor().clone()  # type: ignore[union-attr]
+        for name, parameter in student.model.named_parameters()
+        if parameter.grad is not None
+    }
+    return Step(total.item(), gradients, by_rank, operations)
+
+
+def _serve(teacher: TransformersTeacher, socket: str, world_size: int) -> None:
+    torch.set_num_threads(1)
+    with TeacherEnd(socket, world_size=world_size) as end:
+        serve(teacher, end)
