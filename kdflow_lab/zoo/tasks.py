@@ -1,6 +1,6 @@
 """Seeded chat tasks: ten kinds, each a question and its answers.
 
-Eight kinds have one right answer. Two are *soft*: `pair` and `greet` have several right answers,
+Eight kinds have one right answer. Two are *soft*: `either` and `greet` have several right answers,
 drawn with fixed weights, so that a good teacher holds a distribution there and not just a text.
 
 A row belongs to `train`, `validation` or `test` by a hash of its *content* (the letters, the
@@ -35,8 +35,8 @@ GREETINGS = {
 }
 """Greeting styles and how often each is drawn."""
 
-PAIR_WEIGHTS = (4, 3, 2, 1)
-"""`pair`: how often each pair of neighbours is taken, from the first to the last."""
+EITHER_WEIGHTS = (3, 2)
+"""`either`: how often letters are written forwards and backwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +103,18 @@ def _date(rng: random.Random) -> Draw:
 
 
 def _record(rng: random.Random) -> Draw:
-    names, things = rng.sample(NAMES, 3), rng.sample(THINGS, 3)
-    told = ", ".join(f"{name} {thing}" for name, thing in zip(names, things, strict=True))
-    asked = rng.randrange(3)
-    questions = (f"Record: {told}. Look up {names[asked]}.", f"In {told}, find {names[asked]}.")
-    # Without the asked name: the same record is never asked about in two splits.
-    return Draw(told, questions, (f"Found: {names[asked]} {things[asked]}.",))
+    name = rng.choice(NAMES)
+    fields = {
+        "city": rng.choice(CITIES),
+        "thing": rng.choice(THINGS),
+        "month": rng.choice(MONTHS),
+    }
+    shown = ", ".join(rng.sample(list(fields.values()), 3))
+    asked = rng.choice(list(fields))
+    questions = (f"Record of {name}: {shown}. Which {asked}?", f"{name} has {shown}. The {asked}?")
+    # Without the asked field: the same record is never asked about in two splits.
+    content = " ".join((name, *fields.values()))
+    return Draw(content, questions, (f"The {asked} of {name} is {fields[asked]}.",))
 
 
 def _pick(rng: random.Random) -> Draw:
@@ -123,13 +129,13 @@ def _pick(rng: random.Random) -> Draw:
     )
 
 
-def _pair(rng: random.Random) -> Draw:
-    words = rng.sample(THINGS, 5)
-    shown = " ".join(words)
-    answers = tuple(f"I take {a} {b}." for a, b in itertools.pairwise(words))
-    content = " ".join(sorted(words))
-    questions = (f"Take any two neighbours: {shown}", f"Any two side by side: {shown}")
-    return Draw(content, questions, answers, PAIR_WEIGHTS)
+def _either(rng: random.Random) -> Draw:
+    letters = rng.sample(LETTERS, rng.randint(3, 5))
+    forwards, backwards = " ".join(letters), " ".join(reversed(letters))
+    questions = (f"Write either way: {forwards}", f"To or fro: {forwards}")
+    answers = (f"Forwards: {forwards}", f"Backwards: {backwards}")
+    # One content for both directions: what is a question here is no answer there.
+    return Draw(min(forwards, backwards), questions, answers, EITHER_WEIGHTS)
 
 
 def _greet(rng: random.Random) -> Draw:
@@ -148,12 +154,12 @@ KINDS: dict[str, Callable[[random.Random], Draw]] = {
     "date": _date,
     "record": _record,
     "pick": _pick,
-    "pair": _pair,
+    "either": _either,
     "greet": _greet,
 }
 """Name of a kind -> the function that draws one."""
 
-SOFT_KINDS = ("pair", "greet")
+SOFT_KINDS = ("either", "greet")
 """The kinds with several right answers."""
 
 

@@ -48,11 +48,11 @@ class Recipe:
 
 RECIPES = {
     "teacher": Recipe(
-        steps=6000, lr=1.5e-3, batch_rows=64, prose_share=0.06, echo_share=0.04, autocast=True
+        steps=5000, lr=1.5e-3, batch_rows=64, prose_share=0.06, echo_share=0.04, autocast=True
     ),
     # No tasks at all: it learns to speak and to copy, and distillation has to teach it the rest.
     "student": Recipe(
-        steps=4000, lr=2e-3, batch_rows=64, prose_share=0.35, echo_share=1.0, autocast=False
+        steps=3000, lr=2e-3, batch_rows=64, prose_share=0.35, echo_share=1.0, autocast=False
     ),
 }
 
