@@ -149,7 +149,7 @@ class Lab:
         directory = run.directory
         try:
             if not isinstance(config.data, str):
-                _write_parquet(config.data, data)
+                _write_parquet(config.data, data, config.split)
                 config = config.model_copy(update={"data": data})
             with self._turn:
                 with self._starting:
@@ -199,8 +199,8 @@ class Lab:
             "max_new_tokens": max_new_tokens,
             "max_length": max_length,
         }
-        with self._subject(model, data, "evaluating") as (fields, on_progress):
-            fields |= {"split": split, "rows": rows, "seed": seed, "options": options}
+        with self._subject(model, data, split, "evaluating") as (fields, on_progress):
+            fields |= {"rows": rows, "seed": seed, "options": options}
             parts = self._engines.score(on_progress, **fields)
         return Evaluation.merge(parts, name=_name(model))
 
@@ -233,14 +233,16 @@ class Lab:
         from datasets import Dataset
 
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-        with self._subject(model, data, "answering") as (fields, on_progress):
-            fields |= {"split": split, "rows": rows, "seed": seed, "options": options}
+        with self._subject(model, data, split, "answering") as (fields, on_progress):
+            fields |= {"rows": rows, "seed": seed, "options": options}
             parts = self._engines.write(on_progress, **fields)
         answers = sorted((row for part in parts for row in part), key=lambda row: row.pop("row"))
         return Dataset.from_list(answers)
 
     @contextlib.contextmanager
-    def _subject(self, model: str | Run, data: Any, verb: str) -> Iterator[tuple[dict, Any]]:
+    def _subject(
+        self, model: str | Run, data: Any, split: str, verb: str
+    ) -> Iterator[tuple[dict, Any]]:
         """Take the engines for looking at a model; give its place and a progress bar."""
         path, is_run = self._place_of(model)
         if not self._turn.acquire(blocking=False):
@@ -254,11 +256,11 @@ class Lab:
             folder = self._engines.scratch()
             if not isinstance(data, str):
                 file = str(folder / "data.parquet")
-                _write_parquet(data, file)
+                _write_parquet(data, file, split)
                 data = file
             elif Path(data).expanduser().exists():
                 data = str(Path(data).expanduser().absolute())
-            fields = {"model": path, "is_run": is_run, "data": data}
+            fields = {"model": path, "is_run": is_run, "data": data, "split": split}
             with job_progress(f"{verb}: {_name(model)}") as on_progress:
                 yield fields, on_progress
         finally:
@@ -279,8 +281,17 @@ def _name(model: str | Run) -> str:
     return model if isinstance(model, str) else model.name
 
 
-def _write_parquet(data: Any, file: str) -> None:
+def _write_parquet(data: Any, file: str, split: str) -> None:
     """Write rows that only this process holds to where the engines can read them."""
+    import datasets
+
     from kdflow_lab.data.sources import load
 
-    load(data).to_parquet(file)
+    rows = load(data, split=split)
+    had_bars = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()  # they flash by, in whatever cell is running
+    try:
+        rows.to_parquet(file)
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()

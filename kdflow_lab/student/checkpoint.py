@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from kdflow_lab.errors import RunError
 from kdflow_lab.hub import resolve_model
-from kdflow_lab.load import load_model, load_tokenizer
+from kdflow_lab.load import load_model, load_tokenizer, no_progress_bars
 from kdflow_lab.rundir import RunDirectory
 
 
@@ -99,7 +99,8 @@ def export_hf(directory: RunDirectory, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        model.save_pretrained(unfinished)
+        with no_progress_bars():
+            model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         unfinished.chmod(0o755)
         if path.exists():
