@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdflow_lab.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class Evaluation:
     @property
     def exact_match(self) -> float:
         """Share of rows answered right; NaN if nothing was generated."""
-        return float(self.frame["correct"].astype(float).mean())
+        correct = self.frame["correct"].to_numpy(dtype=float)  # None becomes NaN
+        judged = correct[~np.isnan(correct)]
+        return float(judged.mean()) if len(judged) else math.nan
 
     @property
     def kl(self) -> float:

@@ -61,7 +61,8 @@ class SlotLayout:
             least = 1 if name == "hidden_size" else 0
             if getattr(self, name) < least:
                 raise TransportError(
-                    f"A ring slot cannot have {name} = {getattr(self, name)}; expected {least} or more."
+                    f"A ring slot cannot have {name} = {getattr(self, name)}; expected {least} or "
+                    "more."
                 )
         if self.slot_bytes > _MAX_SLOT_BYTES:
             raise TransportError(
@@ -119,8 +120,8 @@ class SlotLayout:
         ):
             return
         raise TransportError(
-            f"A micro-batch of {num_tokens} tokens, {num_sequences} sequences and {num_rows} response "
-            f"tokens does not fit its ring slot, which holds {self.max_tokens} tokens, "
+            f"A micro-batch of {num_tokens} tokens, {num_sequences} sequences and {num_rows} "
+            f"response tokens does not fit its ring slot, which holds {self.max_tokens} tokens, "
             f"{self.max_sequences} sequences and {self.max_rows} response tokens. "
             "Raise micro_batch_tokens or lower max_length."
         )

@@ -2,12 +2,12 @@
 
 The socket is AF_UNIX SOCK_SEQPACKET: a message arrives whole and in order, or not at all.
 
-    student -> teacher                                   teacher -> student
-    HELLO     ring of this rank, with the memfd          WELCOME   served from now on
-    REQUEST   this slot is filled: compute it            REFUSED   not served, and why (text)
-    GOODBYE   nothing more will be asked or read         DONE      this slot holds the hidden rows
-                                                         FAILED    this slot could not be computed (text)
-                                                         ENDED     no slot will be answered any more (text)
+    student -> teacher                              teacher -> student
+    HELLO     ring of this rank, with the memfd     WELCOME   served from now on
+    REQUEST   this slot is filled: compute it       REFUSED   not served, and why (text)
+    GOODBYE   nothing more will be asked or read    DONE      this slot holds the hidden rows
+                                                    FAILED    this slot failed, and why (text)
+                                                    ENDED     no slot will be answered (text)
 
 Little-endian structs:
 
@@ -72,8 +72,8 @@ class Hello:
         """
         if len(message) < _HELLO.size or not message.startswith(_MAGIC):
             raise TransportError(
-                f"Expected the hello of a student, got {message[:16]!r}. Only kdflow-lab's students "
-                "may connect to the teacher's socket."
+                f"Expected the hello of a student, got {message[:16]!r}. Only kdflow-lab's "
+                "students may connect to the teacher's socket."
             )
         _, schema, _, rank, world_size, slots, _ = _HELLO.unpack_from(message)
         if schema != SCHEMA:

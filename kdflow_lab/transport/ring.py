@@ -235,7 +235,7 @@ class Ring:
         )
 
     def hidden(self, slot: int, num_rows: int) -> torch.Tensor:
-        """The first rows of a slot's hidden states, dtype[num_rows, hidden_size]: the mapping itself.
+        """First rows of a slot's hidden states, dtype[num_rows, hidden_size]: the mapping itself.
 
         The tensor keeps the mapping alive, also after `close`; the next request overwrites it.
         """
@@ -248,7 +248,7 @@ class Ring:
         return flat.view(num_rows, layout.hidden_size)
 
     def close(self) -> None:
-        """Give the mapping back, at once or, while tensors still look at it, when the last is gone."""
+        """Give the mapping back: at once, or when the last tensor that looks at it is gone."""
         self._memory = np.empty(0, np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()

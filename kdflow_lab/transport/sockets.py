@@ -44,8 +44,9 @@ def listen(path: str, *, backlog: int) -> socket.socket:
         raise TransportError(f"The teacher's socket cannot be made in {folder}: no such folder.")
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         raise TransportError(
-            f"The teacher's socket must lie in a folder of this user's alone, but {folder} has mode "
-            f"{stat.S_IMODE(folder.stat().st_mode):o}; expected 700. Make one by tempfile.mkdtemp()."
+            f"The teacher's socket must lie in a folder of this user's alone, but {folder} has "
+            f"mode {stat.S_IMODE(folder.stat().st_mode):o}; expected 700. Make one by "
+            "tempfile.mkdtemp()."
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

@@ -1,4 +1,4 @@
-"""A student's end of the ring: asks for hidden states ahead of their use, and reads them in place."""
+"""A student's end of the ring: asks for hidden states ahead of their use, reads them in place."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ class StudentEnd:
         if message.kind is Kind.FAILED:
             self._free_slot(slot)
             raise TransportError(
-                f"The teacher failed on step {header.step}, micro-batch {header.micro_batch} of rank "
-                f"{self.rank}: {message.text}"
+                f"The teacher failed on step {header.step}, micro-batch {header.micro_batch} of "
+                f"rank {self.rank}: {message.text}"
             )
         tensor = self._ring.hidden(slot, header.num_rows)
         return HiddenRows(self, slot, tensor, header.step, header.micro_batch, message.seconds)
@@ -258,8 +258,8 @@ class StudentEnd:
             self._fail_as_teacher_said(connection)
         if not _readable(connection, max(0.0, deadline - time.monotonic())):
             raise TransportError(
-                f"The teacher (pid {self.teacher_pid}) listens, but did not take rank {self.rank} in "
-                f"within {timeout_s:g} s. Look whether it is busy or hangs."
+                f"The teacher (pid {self.teacher_pid}) listens, but did not take rank {self.rank} "
+                f"in within {timeout_s:g} s. Look whether it is busy or hangs."
             )
         self._read(connection)
         connection.settimeout(None)
@@ -284,7 +284,7 @@ class StudentEnd:
         return message
 
     def _fail_as_teacher_said(self, connection: socket.socket) -> NoReturn:
-        """After a send failed: raise with the reason that the teacher left in the socket, if any."""
+        """After a send failed: raise with the reason that the teacher left in the socket."""
         while True:
             self._read(connection)
 
@@ -318,8 +318,9 @@ def _connect(path: str, deadline: float, timeout_s: float) -> socket.socket:
         except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError) as error:
             if time.monotonic() >= deadline:
                 raise TransportError(
-                    f"No teacher listens at {path} after {timeout_s:g} s ({error.strerror or error})."
-                    " Expected a teacher that serves this job; look at its log."
+                    f"No teacher listens at {path} after {timeout_s:g} s "
+                    f"({error.strerror or error}). Expected a teacher that serves this job; look at "
+                    "its log."
                 ) from None
             time.sleep(_RETRY_S)
         except OSError as error:

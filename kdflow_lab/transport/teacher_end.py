@@ -239,13 +239,14 @@ class TeacherEnd:
         """Refuse a rank that does not belong to this job, or expects another teacher."""
         if hello.world_size != self.world_size or not 0 <= hello.rank < self.world_size:
             raise TransportError(
-                f"Rank {hello.rank} of {hello.world_size} asked to be served, but the teacher serves "
-                f"{self.world_size} ranks, 0 to {self.world_size - 1}. Give both the same world_size."
+                f"Rank {hello.rank} of {hello.world_size} asked to be served, but the teacher "
+                f"serves {self.world_size} ranks, 0 to {self.world_size - 1}. Give both the same "
+                "world_size."
             )
         if hello.rank in self._ranks:
             raise TransportError(
-                f"Rank {hello.rank} is served already (pid {self._ranks[hello.rank].pid}). Expected "
-                "each rank once; give each student its own."
+                f"Rank {hello.rank} is served already (pid {self._ranks[hello.rank].pid}). "
+                "Expected each rank once; give each student its own."
             )
         theirs = (hello.layout.hidden_size, hello.layout.dtype_name)
         if theirs != (hidden_size, dtype_name):
@@ -290,7 +291,7 @@ class TeacherEnd:
         seconds: float = 0.0,
         text: str = "",
     ) -> None:
-        """Mark the slot and send its handle; a rank that has gone meanwhile is none of its business."""
+        """Mark the slot and send its handle; nothing to do for a rank that has gone meanwhile."""
         with self._lock:
             rank = self._ranks.get(request.rank)
             if rank is None or rank.finished:
@@ -343,9 +344,9 @@ def _read_request(number: int, rank: _Rank, message: Message) -> Request:
     header = rank.ring.header(message.slot)
     if (header.sequence, header.rank) != (message.sequence, number):
         raise TransportError(
-            f"Rank {number} asked for request {message.sequence} in slot {message.slot}, but the slot "
-            f"holds request {header.sequence} of rank {header.rank}. This is a bug of kdflow-lab: "
-            "please report it."
+            f"Rank {number} asked for request {message.sequence} in slot {message.slot}, but the "
+            f"slot holds request {header.sequence} of rank {header.rank}. This is a bug of "
+            "kdflow-lab: please report it."
         )
     input_ids, cu_seqlens, rows = map(torch.from_numpy, rank.ring.request(message.slot, header))
     return Request(
