@@ -39,12 +39,14 @@ def pin_name(name: str) -> str:
     A local folder becomes its absolute path; `zoo/…` and hub ids stay.
 
     Raises:
-        ModelError: A zoo name or a path that does not exist, or a folder that is no model.
+        ConfigError: There is no zoo model of that name; the nearest is offered.
+        ModelError: A path that does not exist, or a folder that is no model.
     """
     is_path = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir()
     if name.startswith("zoo/"):
         resolve_model(name)
-    return resolve_model(name) if is_path and not name.startswith("zoo/") else name
+        return name
+    return resolve_model(name) if is_path else name
 
 
 def _download(name: str) -> str:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from kdflow_lab.evaluate.report import Evaluation
 
+HANDOVER_S = 10.0
+"""How long an evaluation waits for engines whose run has ended already."""
+
 
 class Lab:
     """A teacher that teaches a student, on the engines of this machine.
@@ -53,8 +56,8 @@ class Lab:
                 `dir`, by default `$KDFLOW_RUNS` or `kdflow_runs`.
 
         Raises:
-            ConfigError: An option is unknown or does not fit.
-            ModelError: A model of the zoo or a folder of that name does not exist.
+            ConfigError: An option is unknown or does not fit, or the zoo has no such model.
+            ModelError: There is no folder of that name, or it is no model.
         """
         if "KDFLOW_RUNS" in os.environ:
             options.setdefault("dir", os.environ["KDFLOW_RUNS"])
@@ -245,8 +248,9 @@ class Lab:
     ) -> Iterator[tuple[dict, Any]]:
         """Take the engines for looking at a model; give its place and a progress bar."""
         path, is_run = self._place_of(model)
-        if not self._turn.acquire(blocking=False):
-            busy = [run.name for run in self.runs if run.state not in ENDED]
+        busy = [run.name for run in self.runs if run.state not in ENDED]
+        # A run that has just ended still holds the engines for a moment.
+        if not self._turn.acquire(timeout=0 if busy else HANDOVER_S):
             raise RunError(
                 f"The engines are busy with {', '.join(busy) or 'another job'}. Wait for it "
                 "(run.wait()) or stop it (run.stop()) first."

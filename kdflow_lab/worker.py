@@ -39,6 +39,9 @@ from kdflow_lab.student.optimizer import lr_at, make_optimizer
 from kdflow_lab.transport.layout import SlotLayout
 from kdflow_lab.transport.student_end import StudentEnd
 
+PEERS_WORD_S = 3.0
+"""How long a rank whose collective broke waits for the word of the rank that broke it."""
+
 
 def train(job: TrainJob) -> None:
     """Run one rank of a run to its end; never raises, since nobody would hear it.
@@ -66,10 +69,21 @@ def train(job: TrainJob) -> None:
 
 
 def _say_failed(directory: RunDirectory, rank: int, error: BaseException) -> None:
-    """Write the `failed` event unless the run has ended already."""
+    """Write the `failed` event unless the run has ended already.
+
+    A collective that breaks is never the cause: another rank raised or died. That rank, or the
+    kernel that watches the processes, gets a moment to say so first.
+    """
+    broken = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    deadline = time.monotonic() + (PEERS_WORD_S if broken else 0.0)
     with contextlib.suppress(OSError):
-        if not any(event["event"] in ENDED for event in directory.events()):
+        while not any(event["event"] in ENDED for event in directory.events()):
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
             reason = str(error) or type(error).__name__
+            if broken:
+                reason = f"Rank {rank} lost another student, which died or hangs. ({reason})"
             directory.event("failed", reason=reason, rank=rank, error=type(error).__name__)
 
 

@@ -274,7 +274,7 @@ class StudentEnd:
         if not packed:
             raise self._lost(
                 f"The teacher (pid {self.teacher_pid}) died, or its engine was killed. "
-                "Look at its log; lab.up() starts it again."
+                "lab.close() and lab.up() start it again."
             )
         message = Message.unpack(packed)
         if message.kind is Kind.REFUSED:
@@ -319,8 +319,8 @@ def _connect(path: str, deadline: float, timeout_s: float) -> socket.socket:
             if time.monotonic() >= deadline:
                 raise TransportError(
                     f"No teacher listens at {path} after {timeout_s:g} s "
-                    f"({error.strerror or error}). Expected a teacher that serves this job; look at "
-                    "its log."
+                    f"({error.strerror or error}). Expected a teacher that serves this job; look "
+                    "at its log."
                 ) from None
             time.sleep(_RETRY_S)
         except OSError as error:

@@ -255,7 +255,7 @@ def test_many_micro_batches_arrive_untorn_and_in_order(socket_path: str, depth: 
 
 DIED = (
     "The teacher (pid {pid}) died, or its engine was killed. "
-    "Look at its log; lab.up() starts it again."
+    "lab.close() and lab.up() start it again."
 )
 
 
