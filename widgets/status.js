@@ -1,8 +1,10 @@
 // The header of a run's figure: its state, a progress bar and the buttons pause, resume and stop.
 //
 // Traits (see kdflow_lab/widgets/status.py): name, state, headline, note, step, steps, asked.
-// A click sets `asked`, which shows at once in every view: a kernel that is busy with a cell hears
-// of the click only when that cell has ended. The kernel clears `asked` when the run has answered.
+// A click sets `asked` on the page, which shows at once in every view: a kernel that is busy with a
+// cell hears of the click only when that cell has ended. The kernel clears `asked` when the run has
+// answered. The click itself goes as a message of its own: changes of traits are held back until the
+// kernel is idle again, and one that awaits a run is not.
 
 const BUTTONS = [
   { command: "pause", label: "Pause", states: ["running"], asked: "pausing …" },
@@ -54,7 +56,7 @@ function render({ model, el }) {
     button.textContent = label;
     button.onclick = () => {
       model.set("asked", command);
-      model.save_changes();
+      model.send({ command });
     };
     return button;
   });

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,33 @@ if TYPE_CHECKING:
     from kdflow_lab.widgets.status import StatusHeader
 
 POLL_S = 0.25
+PATIENCE_S = 12.0
+"""How long a page may take to load and draw plotly before data is sent to it anyway."""
 KEPT_OPEN = 3
 """Live views of ended runs that stay open, for pages that were saved before the end."""
 
 _views: list[RunFigure] = []
 """The figures with a live view, oldest first; at most one a run, so that none piles up."""
+
+
+class _DrawnOnce:
+    """True as soon as a page has drawn a `FigureWidget` for the first time.
+
+    What is sent to a figure that the page still loads is lost, and an error there. A drawn figure
+    reports its traces; a kernel that is busy with a cell hears that late, so patience ends.
+    """
+
+    def __init__(self, figure: Any) -> None:
+        """Listen from now on."""
+        self._until = time.monotonic() + PATIENCE_S
+        self._reported = False
+        figure.observe(self._report, names=["_js2py_traceDeltas", "_js2py_layoutDelta"])
+
+    def _report(self, _: Any) -> None:
+        self._reported = True
+
+    def __bool__(self) -> bool:
+        return self._reported or time.monotonic() > self._until
 
 
 class RunFigure:
@@ -133,6 +156,7 @@ class RunFigure:
             # The first FigureWidget takes seconds (5 MB of JavaScript): no cell waits for it here.
             figure = go.FigureWidget(empty_figure())
             figure._config = figure._config | {"responsive": True}
+            drawn_once = _DrawnOnce(figure)
             if self._leave.is_set():
                 figure.close()
                 return
@@ -143,7 +167,7 @@ class RunFigure:
                     raise RunError(f"{run.path} was deleted.")
                 now, events = summary(run), run.events
                 header.show(now)
-                if drawn != (now.step, len(events)):
+                if drawn != (now.step, len(events)) and drawn_once:
                     drawn = (now.step, len(events))
                     fill(figure, series(run.records, events, steps=now.steps))
                 if now.ended:

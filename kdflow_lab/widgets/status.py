@@ -48,6 +48,7 @@ class StatusHeader(anywidget.AnyWidget):
         super().__init__(name=run.name, **traits)
         self._run = run
         self._refused = ""
+        self.on_msg(self._clicked)
 
     def show(self, now: Summary) -> None:
         """Show where the run stands; called by the figure's thread only."""
@@ -59,12 +60,12 @@ class StatusHeader(anywidget.AnyWidget):
             if now.ended or now.state in ANSWERS.get(self.asked, ()):
                 self.asked = ""
 
-    @traitlets.observe("asked")
-    def _pass_on(self, change: dict[str, Any]) -> None:
+    def _clicked(self, _: object, message: dict[str, Any], buffers: object) -> None:
         """Give a click to the run."""
-        command = change["new"]
-        if not command:
+        command = message.get("command")
+        if command not in ANSWERS:
             return
+        self.asked = command
         try:
             {"pause": self._run.pause, "resume": self._run.resume, "stop": self._run.stop}[
                 command

@@ -108,8 +108,7 @@ export class Model {
   constructor(state) {
     this.state = { ...state };
     this.handlers = new Map();
-    this.saved = [];
-    this.changed = {};
+    this.sent = [];
   }
   get(name) {
     if (!(name in this.state)) throw new Error(`no trait ${name}`);
@@ -117,12 +116,10 @@ export class Model {
   }
   set(name, value) {
     this.state[name] = value;
-    this.changed[name] = value;
     this.emit("change");
   }
-  save_changes() {
-    this.saved.push(this.changed);
-    this.changed = {};
+  send(content) {
+    this.sent.push(content);
   }
   on(event, handler) {
     this.handlers.set(event, [...(this.handlers.get(event) ?? []), handler]);

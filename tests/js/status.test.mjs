@@ -77,12 +77,12 @@ for (const [name, state, shown] of [
   test(`a click on ${name} asks for it and shows at once`, () => {
     const view = show({ state });
     view.button(name).click();
-    assert.deepEqual(view.model.saved, [{ asked: name }]);
+    assert.deepEqual(view.model.sent, [{ command: name }]);
     assert.equal(view.el.byClass("state").textContent, shown);
     assert.equal(view.el.byClass("state").dataset.state, state);
     assert.deepEqual(enabled(view), []);
     view.button("stop").click();
-    assert.equal(view.model.saved.length, 1, "one click at a time");
+    assert.equal(view.model.sent.length, 1, "one click at a time");
   });
 }
 

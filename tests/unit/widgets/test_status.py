@@ -18,8 +18,8 @@ def _commands(run: Run) -> list[dict[str, Any]]:
 
 
 def _click(header: StatusHeader, command: str) -> None:
-    """As the browser's `model.set("asked", command)` arrives."""
-    header.set_state({"asked": command})
+    """As the browser's `model.send({command})` arrives."""
+    header._handle_custom_msg({"command": command}, [])
 
 
 @pytest.mark.parametrize(
