@@ -67,7 +67,12 @@ class Cluster:
         noise = io.StringIO()
         try:
             with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-                self._client = self._cluster.start_and_connect_sync()
+                self._cluster.start_cluster_sync(n=len(self.roles))
+                self._client = self._cluster.connect_client_sync()
+                # not start_and_connect: in a notebook that leaves a progress widget in the cell
+                self._client.wait_for_engines(
+                    len(self.roles), timeout=START_TIMEOUT_S, interactive=False
+                )
         except Exception as error:
             self.close()
             raise ClusterError(

@@ -62,6 +62,9 @@ class Engines:
             students=self.config.students,
             environment={
                 "GLOO_SOCKET_IFNAME": "lo",  # ranks of one host never listen to the outside
+                # Threads that wait sleep instead of spinning. On a machine that does something else
+                # beside, spinning made an answer of two threads twenty times slower (measured).
+                "OMP_WAIT_POLICY": "PASSIVE",
                 "TOKENIZERS_PARALLELISM": "false",
                 "TRANSFORMERS_VERBOSITY": "error",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",

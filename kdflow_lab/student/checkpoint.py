@@ -103,6 +103,9 @@ def export_hf(directory: RunDirectory, path: Path) -> Path:
             model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         unfinished.chmod(0o755)
+        readable = (unfinished / "config.json").stat().st_mode  # follows the umask; weights do not
+        for file in unfinished.iterdir():
+            file.chmod(readable)
         if path.exists():
             shutil.rmtree(path)
         os.replace(unfinished, path)
