@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from kdflow_lab.algorithms.base import Algorithm
@@ -63,7 +65,7 @@ def distill_step(
         num_tokens += batch.input_ids.numel()
     parameters = student.model.parameters()
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    norm = float(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
-    if torch.isfinite(torch.tensor(norm)):
+    norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
+    if math.isfinite(norm):
         optimizer.step()
     return StepResult(sums, norm, num_tokens)

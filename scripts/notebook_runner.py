@@ -125,6 +125,7 @@ class NotebookRunner:
         )
         self._cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def run(self) -> nbformat.NotebookNode:
         """Execute all cells and end the kernel.
@@ -156,7 +157,8 @@ class NotebookRunner:
             if self._manager.has_kernel:
                 await ensure_async(self._manager.interrupt_kernel())
             await asyncio.sleep(INTERRUPT_PERIOD_S)
-        self._task.cancel()  # the cell swallows the interrupts
+        if self._task is not None:
+            self._task.cancel()  # the cell swallows the interrupts
 
     async def _run(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

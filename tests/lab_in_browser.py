@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import process_watch
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import ConsoleMessage, Page
 
 CHROMIUM_ARGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -147,8 +147,12 @@ class LabPage:
         self.external_requests: list[str] = []
         """Addresses outside the server that the page asked for."""
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
+        page.on("console", self._said)
         page.on("request", lambda request: self._requested(request.url))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
 
     def _requested(self, url: str) -> None:
         own = (self.server.url, self.server.url.replace("http", "ws", 1), "data:", "blob:")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -137,7 +137,7 @@ def make_table(rows: int = 12) -> TokenTable:
 def steps(world_size: int, models: tuple[str, str], cases: list[Case]) -> list[Step]:
     """Take one step for each case on `world_size` ranks; what rank 0 has in the end."""
     with tempfile.TemporaryDirectory(prefix="kdflow-step-") as folder:
-        mp.start_processes(
+        start_processes(
             _rank, (world_size, folder, models, cases), nprocs=world_size, start_method="spawn"
         )
         return torch.load(Path(folder) / "steps.pt", weights_only=False)

@@ -47,7 +47,7 @@ class _Subject:
         place = job.place
         torch.set_num_threads(place.threads)
         self.rank, self.world_size = place.rank, place.world_size
-        self.device = torch.device(place.device, place.rank if place.device == "cuda" else None)
+        self.device = torch.device(f"cuda:{place.rank}" if place.device == "cuda" else "cpu")
         self.dataset: Dataset = sources.load(
             job.data, split=job.split, rows=job.rows, seed=job.seed
         )

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from kdflow_lab.errors import RunError
 from kdflow_lab.hub import resolve_model
@@ -35,7 +36,7 @@ def save(directory: RunDirectory, model: Any, step: int) -> Path:
         unfinished.mkdir(parents=True)
     dist.barrier()
     with _quiet():
-        dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=unfinished)
+        dcp_save({"model": get_model_state_dict(model)}, checkpoint_id=unfinished)
     if dist.get_rank() == 0:
         os.replace(unfinished, path)
         directory.event("checkpoint", step=step, path=str(path))
@@ -71,7 +72,7 @@ def load_hf(directory: RunDirectory) -> Any:
     model = load_model(path, trust_remote_code=lab["trust_remote_code"])
     state = {"model": get_model_state_dict(model)}
     with _quiet():
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+        dcp_load(state, checkpoint_id=checkpoint, no_dist=True)
     model.load_state_dict(state["model"])
     return model.eval()
 

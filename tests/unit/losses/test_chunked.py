@@ -60,6 +60,7 @@ def test_no_nan_at_the_edges(name):
         if teacher is rows:
             assert torch.allclose(value, torch.zeros(3), atol=1e-6)
             value.sum().backward()
+            assert student.grad is not None
             assert torch.isfinite(student.grad).all()
 
 
@@ -152,6 +153,7 @@ def test_bf16_sums_in_float32():
     assert output.loss.dtype == torch.float32
     assert output.loss.item() == pytest.approx(exact.item(), rel=3e-3)
     output.loss.backward()
+    assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
 
 
