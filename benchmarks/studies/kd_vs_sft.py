@@ -100,7 +100,8 @@ def study(lab: kd.Lab, args: argparse.Namespace) -> dict[str, Any]:
             "kl": float(np.mean([one.kl for one in tests[way]])),
             "kl_seeds": [one.kl for one in tests[way]],
             "agreement": float(np.mean([one.agreement for one in tests[way]])),
-            "by_kind": tests[way][0].by_kind["exact_match"].to_dict(),
+            "exact_match_by_kind": _by_kind(tests[way], "exact_match"),
+            "kl_by_kind": _by_kind(tests[way], "kl"),
         }
         print(f"{way}: {json.dumps(result[way])}", flush=True)
     for other in WAYS[1:]:
@@ -111,6 +112,14 @@ def study(lab: kd.Lab, args: argparse.Namespace) -> dict[str, Any]:
             "kl": paired_interval(_kl_by_row(tests["kd"]), _kl_by_row(tests[other]))._asdict(),
         }
     return result
+
+
+def _by_kind(evaluations: list[kd.Evaluation], figure: str) -> dict[str, float]:
+    """Mean over the seeds."""
+    frames = [one.by_kind[figure] for one in evaluations]
+    return {
+        str(kind): float(np.mean([frame[kind] for frame in frames])) for kind in frames[0].index
+    }
 
 
 def _by_row(evaluations: list[kd.Evaluation], column: str) -> np.ndarray:
