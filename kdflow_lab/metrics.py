@@ -8,6 +8,25 @@ import platform
 import sys
 from typing import Any
 
+COLUMNS = (
+    "step",
+    "attempt",
+    "loss",
+    "kd",
+    "ce",
+    "agreement",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "total_tokens",
+    "tokens_per_s",
+    "step_s",
+    "teacher_wait_s",
+    "teacher_busy_s",
+    "memory_bytes",
+    "time",
+)
+"""What a line of `metrics.jsonl` holds; docs/architecture.md says what each is."""
 LIBRARIES = ("torch", "transformers", "datasets", "ipyparallel", "sglang")
 
 

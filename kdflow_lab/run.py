@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdflow_lab.config import SETTABLE, DistillConfig
 from kdflow_lab.errors import ConfigError, RunError, unknown_name
 from kdflow_lab.losses.names import full_name
+from kdflow_lab.metrics import COLUMNS
 from kdflow_lab.rundir import ENDED, JsonlTail, RunDirectory, list_runs
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Run:
         """The metrics of every step, one row a step."""
         import pandas as pd
 
-        return pd.DataFrame(self.records)
+        return pd.DataFrame(self.records, columns=None if self.records else list(COLUMNS))
 
     @property
     def step(self) -> int:

@@ -45,25 +45,6 @@ def test_missing_data_is_one_sentence_and_the_lab_goes_on(lab: kd.Lab) -> None:
     assert lab.sft(rows=16, steps=1, batch_size=4).wait().state == "finished"
 
 
-def test_other_tokenizer_is_refused_with_the_difference(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path / "other"
-    AutoModelForCausalLM.from_pretrained(kd.zoo.path("zoo/student")).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(kd.zoo.path("zoo/student"))
-    tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer.json"
-    description = json.loads(file.read_text())
-    vocabulary = description["model"]["vocab"]
-    first, second = "A", "B"
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    file.write_text(json.dumps(description))
-    with kd.Lab("zoo/teacher", str(folder), threads=1, dir=str(tmp_path / "runs")) as lab:
-        message = _failure(lab.distill(rows=16, steps=1))
-    assert "different tokenizers" in message
-    assert repr(first) in message and repr(second) in message
-
-
 def test_model_that_cannot_be_loaded_is_said_before_engines_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'zoo/teacher'"):
         kd.Lab("zoo/techer", "zoo/student", dir=str(tmp_path))

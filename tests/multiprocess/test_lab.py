@@ -13,6 +13,7 @@ import torch
 import kdflow_lab as kd
 from kdflow_lab.errors import RunError
 from kdflow_lab.losses import divergence
+from kdflow_lab.metrics import COLUMNS
 
 SMALL = {"data": "zoo/tasks", "rows": 256, "batch_size": 16, "lr": 1e-3}
 TIMES = ["tokens_per_s", "step_s", "teacher_wait_s", "teacher_busy_s", "memory_bytes", "time"]
@@ -67,6 +68,7 @@ def test_started_event_says_what_makes_the_run_real(lab: kd.Lab, run: kd.Run) ->
 def test_metrics_hold_every_step(run: kd.Run) -> None:
     metrics = _metrics(run)
     assert metrics["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert tuple(metrics.columns) == COLUMNS
     assert (metrics["attempt"] == 1).all()
     mixed = 0.5 * metrics["ce"] + 0.5 * metrics["kd"]
     np.testing.assert_allclose(metrics["loss"], mixed, rtol=1e-6)
