@@ -23,7 +23,8 @@ const STYLE = `
 .kdflow-status .state[data-state="paused"] { background: #a85b00; }
 .kdflow-status .state[data-state="finished"] { background: #00795a; }
 .kdflow-status .state[data-state="failed"] { background: #c02a1d; }
-.kdflow-status .figures { flex: 1 1 24em; font-variant-numeric: tabular-nums;
+.kdflow-status .figures { flex: 1 1 24em; min-width: 0; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis; font-variant-numeric: tabular-nums;
   color: var(--jp-ui-font-color2, inherit); }
 .kdflow-status .buttons { display: flex; gap: 8px; }
 .kdflow-status button { font: inherit; padding: 2px 12px; border-radius: 3px; cursor: pointer;
