@@ -26,6 +26,7 @@ import numpy as np
 
 import kdflow_lab as kd
 from kdflow_lab.evaluate.bootstrap import interval, paired_interval
+from kdflow_lab.zoo.tasks import SOFT_KINDS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _common import machine, print_result
@@ -105,13 +106,23 @@ def study(lab: kd.Lab, args: argparse.Namespace) -> dict[str, Any]:
         }
         print(f"{way}: {json.dumps(result[way])}", flush=True)
     for other in WAYS[1:]:
-        result[f"kd_minus_{other}"] = {
-            "exact_match": paired_interval(
-                _by_row(tests["kd"], "correct"), _by_row(tests[other], "correct")
-            )._asdict(),
-            "kl": paired_interval(_kl_by_row(tests["kd"]), _kl_by_row(tests[other]))._asdict(),
-        }
+        result[f"kd_minus_{other}"] = differences(tests["kd"], tests[other])
     return result
+
+
+def differences(
+    ours: list[kd.Evaluation], theirs: list[kd.Evaluation]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Paired intervals over all rows, and over the rows with several right answers."""
+    soft = ours[0].frame["kind"].isin(SOFT_KINDS).to_numpy()
+    found = {}
+    for name, rows in (("all", np.ones_like(soft)), ("several_right_answers", soft)):
+        a, b = _by_row(ours, "correct")[rows], _by_row(theirs, "correct")[rows]
+        found[name] = {
+            "exact_match": paired_interval(a, b)._asdict(),
+            "kl": paired_interval(_kl_by_row(ours)[rows], _kl_by_row(theirs)[rows])._asdict(),
+        }
+    return found
 
 
 def _by_kind(evaluations: list[kd.Evaluation], figure: str) -> dict[str, float]:
