@@ -8,6 +8,9 @@ import pytest
 import torch
 from one_step import Case, Step, make_models, steps
 
+# The fixtures take all the steps, on one rank and on two: a minute each, more on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 WHOLE = Case()
 WAYS = {
     "micro-batch 1": Case(micro_batch_rows=1),
