@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from kdflow_lab.widgets import esm_path
+
 JS = Path(__file__).parents[2] / "js"
 SUITES = sorted(JS.glob("*.test.mjs"))
+WIDGETS = esm_path("status").parent
+"""The JavaScript that the package would load: of a checkout, or of an installed wheel."""
 
 
 def _node() -> str | None:
@@ -32,13 +36,17 @@ def test_javascript(suite: Path) -> None:
         pytest.skip("There is no node: `pip install 'pyright[nodejs]'` brings one.")
     done = subprocess.run(
         [node, "--test", "--test-reporter=tap", str(suite)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "KDFLOW_WIDGETS": str(WIDGETS)},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout
     assert "# pass 0" not in done.stdout  # something was tested
 
 
 def test_every_widget_with_javascript_has_a_suite() -> None:
-    widgets = {path.stem for path in (JS.parents[1] / "widgets").glob("*.js")}
+    widgets = {path.stem for path in WIDGETS.glob("*.js")}
     assert widgets == {suite.name.removesuffix(".test.mjs") for suite in SUITES}
