@@ -100,7 +100,8 @@ def test_close_ends_everything_also_under_an_active_run(tmp_path: Path) -> None:
 
 
 KERNEL = """
-import sys, time, kdflow_lab as kd
+import signal, sys, time, kdflow_lab as kd
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a background
 lab = kd.Lab("zoo/teacher", "zoo/student", threads=1, dir=sys.argv[1]).up()
 run = lab.distill(rows=64, steps=100_000, batch_size=16)
 while run.step < 1:

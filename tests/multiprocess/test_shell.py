@@ -11,7 +11,14 @@ from pathlib import Path
 
 import kdflow_lab as kd
 
-KDFLOW = [sys.executable, "-m", "kdflow_lab.cli"]
+# As the console script, with Ctrl-C working also where the tests run in a background.
+START = """
+import signal, sys
+from kdflow_lab.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+KDFLOW = [sys.executable, "-c", START]
 MODELS = ["--teacher", "zoo/teacher", "--student", "zoo/student", "--threads", "1"]
 
 
