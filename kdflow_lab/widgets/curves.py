@@ -169,7 +169,11 @@ class RunFigure:
                 header.show(now)
                 if drawn != (now.step, len(events)) and drawn_once:
                     drawn = (now.step, len(events))
-                    fill(figure, series(run.records, events, steps=now.steps))
+                    data = series(run.records, events, steps=now.steps)
+                    with self._lock:
+                        # settled by the end of a cell: the page has no plot any more to fill
+                        if self._live:
+                            fill(figure, data)
                 if now.ended:
                     self._settle()
                     return

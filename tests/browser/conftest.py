@@ -23,9 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Headless Chromium. Where there is none: a failure in CI, a skip elsewhere."""
+    """Headless Chromium. Where there is none: a failure in CI, a skip elsewhere.
+
+    Not for the session: playwright's event loop runs in this thread as long as it lives, and
+    nothing else in it could call asyncio.run().
+    """
     from playwright.sync_api import sync_playwright
 
     path = install_browser.find_browser()
