@@ -172,13 +172,13 @@ def _score_rows(
     teacher = job.teacher
     if teacher is None or job.place.socket is None:
         raise DataError("Scoring needs the teacher.")
+    teacher_head = Head.from_pretrained(teacher.path, dtype=getattr(torch, teacher.dtype))
     shared = shared_vocabulary(
         load_tokenizer(teacher.path, trust_remote_code=job.trust_remote_code),
         subject.tokenizer,
-        teacher_rows=Head.from_pretrained(teacher.path, dtype=torch.float32).weight.shape[0],
+        teacher_rows=teacher_head.weight.shape[0],
         student_rows=Head.of(subject.model).weight.shape[0],
     )
-    teacher_head = Head.from_pretrained(teacher.path, dtype=getattr(torch, teacher.dtype))
     teacher_head = teacher_head.to(subject.device).cut(shared.size)
     head = Head.of(subject.model, shared.size)
     packed = not why_not_packed(subject.model)
