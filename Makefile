@@ -9,7 +9,7 @@ QUIETLY = scripts/quietly
 LAB_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lab test check bench clean
+.PHONY: help venv demo lab test check bench soak clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1:/p' Makefile | awk -F: '{printf "make %-6s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ check: venv ## what CI checks beside the tests: style, types, imports, the wheel
 
 bench: venv ## run benchmarks/*.py; each prints one JSON object last
 	@$(BIN)/python scripts/bench.py $(ARGS)
+
+soak: venv ## kill, stop and starve short runs at random; ARGS="--faults 200 --seed 1"
+	@$(BIN)/python scripts/soak.py $(ARGS)
 
 clean: ## delete out/, dist/ and caches (.venv and your runs stay)
 	@rm -rf out dist build .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdflow_lab import losses, zoo
     from kdflow_lab.evaluate.report import Evaluation, EvaluationTable
     from kdflow_lab.lab import Lab
+    from kdflow_lab.registration import register_algorithm, register_divergence
     from kdflow_lab.run import Run, open_run, runs
 
 __version__ = "0.1.0"
@@ -35,6 +36,8 @@ __all__ = [
     "Run",
     "losses",
     "open_run",
+    "register_algorithm",
+    "register_divergence",
     "runs",
     "zoo",
 ]
@@ -45,6 +48,8 @@ _WHERE = {
     "Lab": "kdflow_lab.lab",
     "Run": "kdflow_lab.run",
     "open_run": "kdflow_lab.run",
+    "register_algorithm": "kdflow_lab.registration",
+    "register_divergence": "kdflow_lab.registration",
     "runs": "kdflow_lab.run",
 }
 _MODULES = ("losses", "zoo")

@@ -17,6 +17,7 @@ from kdflow_lab.commandline import Command, help_text, parse
 from kdflow_lab.commands import find, lab_options, overview
 from kdflow_lab.errors import ConfigError, KDFlowLabError, RunError
 from kdflow_lab.options import Option
+from kdflow_lab.rundir import ENDED
 from kdflow_lab.session import Session
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ShellSession(Session):
         """Nothing is started yet."""
         self.lab_options: dict[str, Any] = {}
         self._lab: Lab | None = None
+        self._owned = True  # else the lab is somebody's who goes on with it
 
     def current_lab(self) -> Lab | None:
         """Return the lab of this command, once it is made."""
@@ -56,6 +58,25 @@ class ShellSession(Session):
             self._lab = Lab(**options)
         return self._lab
 
+    def lab_of(self, run: Run) -> Lab:
+        """Return the living lab that can take a run, or make one for this command."""
+        from kdflow_lab.lab import lab_for
+
+        if self._lab is None and not self.lab_options:
+            self._lab = lab_for(run)
+            self._owned = self._lab.runtime_dir is None
+        return self.lab(like=run)
+
+    def attach(self, where: str | None) -> Lab:
+        """Take hold of a living lab for as long as this command."""
+        from kdflow_lab import runtime
+        from kdflow_lab.lab import Lab
+
+        for record in runtime.living():
+            self.say(str(record))
+        self._lab, self._owned = Lab.attach(where), False
+        return self._lab
+
     def folder(self) -> Path:
         """The folder of the lab that will be made, if one was said."""
         said = self.lab_options.get("dir")
@@ -66,9 +87,13 @@ class ShellSession(Session):
         raise ConfigError(f"kdflow up is for notebooks. {self.no_lab}")
 
     def close(self) -> None:
-        """End the lab's processes, if there is a lab."""
-        if self._lab is not None:
+        """End the lab's processes, if there is a lab and nobody else uses it."""
+        if self._lab is None:
+            return
+        if self._owned:
             self._lab.close()
+        else:
+            self._lab.detach()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,9 +152,10 @@ def _carry_out(session: ShellSession, command: Command, given: dict[str, Any]) -
         raise ConfigError("kdflow plot needs --save FILE: a shell shows no figure.")
     result = command.call(session, given)
     if command.starts_run:
-        _follow(session, result, export)
-    elif command.name == "runs":
-        print("\n".join(_table(result)))
+        if result is not None:
+            _follow(session, result, export)
+    elif command.name == "attach":
+        _follow_active(session, result)
     elif result is not None and command.name != "plot":
         print(result)
 
@@ -163,6 +189,14 @@ def _follow(session: ShellSession, run: Run, export: str | None) -> None:
         print(f"export  not asked for: kdflow export {run.path} FOLDER")
 
 
+def _follow_active(session: ShellSession, lab: Lab) -> None:
+    """Show what a lab does, and follow its newest run until that ends or Ctrl-C leaves it."""
+    print(lab.status())
+    going = [run for run in lab.runs if run.state not in ENDED]
+    if going:
+        going[-1].wait()
+
+
 def _stop(run: Run) -> None:
     """Ask a run to stop, and say what that means."""
     print(
@@ -173,27 +207,6 @@ def _stop(run: Run) -> None:
         run.stop()
     except RunError:
         return  # it ended by itself in the meantime
-
-
-def _table(runs: list[Run]) -> list[str]:
-    """The runs as aligned lines, the newest last."""
-    from kdflow_lab.progress import summary
-
-    lines = [("RUN", "STATE", "STEP", "LOSS", "STARTED")]
-    for run in runs:
-        now = summary(run)
-        started = run.events[0]["time"] if run.events else None
-        lines.append(
-            (
-                now.name,
-                now.state,
-                f"{now.step}/{now.steps or '?'}",
-                "" if now.loss is None else f"{now.loss:.4g}",
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else "",
-            )
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Start, call, stop; tensors never come this way. Engines are told what to do by functions of
 `kdflow_lab.roles`; what they raise comes back as the same class of error with the engine's role.
+It lives in the lab's supervisor, which ends its processes when the lab ends.
 """
 
 from __future__ import annotations
@@ -9,38 +10,59 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-import subprocess
-import sys
+import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdflow_lab import errors, reaper
+from kdflow_lab import errors, processes
 from kdflow_lab.errors import ClusterError, KDFlowLabError
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 60.0
+ANSWER_S = 20.0
+"""How long an engine may take to answer a call that only starts something."""
+CONTROLLER = "controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function that runs on an engine.
+
+    Attributes:
+        role: The engine's.
+        result: ipyparallel's `AsyncResult`.
+    """
+
+    role: str
+    result: Any
 
 
 class Cluster:
-    """Controller and engines of one lab; `teacher` and `students` are ipyparallel views."""
+    """Controller and engines of one lab; an engine that died can be replaced."""
 
-    def __init__(self, *, students: int, environment: dict[str, str]) -> None:
+    def __init__(self, *, students: int, folder: Path, environment: dict[str, str]) -> None:
         """Describe the cluster; `start` starts it.
 
         Args:
             students: Number of student engines.
-            environment: Set in every process of the cluster, besides `KDFLOW_LAB`, the marker that
-                makes them findable.
+            folder: The lab's runtime folder.
+            environment: Set in every process of the cluster.
         """
-        self.num_students = students
-        self.runtime_dir = Path(tempfile.mkdtemp(prefix="kdflow-"))  # mode 0700
-        self.environment = {"KDFLOW_LAB": str(self.runtime_dir), **environment}
-        self.roles = ["teacher", *(f"student {rank}" for rank in range(students))]
+        self.students = [f"student {rank}" for rank in range(students)]
+        self.roles = ["teacher", *self.students]
+        self.folder = folder
+        self.environment = environment
+        self.pids: dict[str, int] = {}
+        """Process of each role that was started and not replaced, and of the controller."""
+        self._pidfds: dict[str, int] = {}
+        self._engine_ids: dict[str, int] = {}
         self._cluster: Any = None
         self._client: Any = None
-        self._reaper: subprocess.Popen[bytes] | None = None
+
+    # -- life -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start controller and engines on loopback and connect to them.
@@ -55,137 +77,183 @@ class Cluster:
         config.LocalControllerLauncher.environment = self.environment
         config.LocalEngineSetLauncher.environment = self.environment
         self._cluster = ipyparallel.Cluster(
-            n=len(self.roles),
-            profile_dir=str(self.runtime_dir),
+            profile_dir=str(self.folder),
             config=config,
             # Engines count as up after two heart beats: 3 s apart by default. Schedulers in threads
             # start as fast as in processes (measured: 2.8 s either way) and are six processes less.
-            controller_args=["--HeartMonitor.period=500", "--IPController.use_threads=True"],
-            engine_timeout=START_TIMEOUT_S,
+            controller_args=[
+                "--HeartMonitor.period=500",
+                # Nobody is given up for a pause of 5 s, as by default: pidfds tell who is dead, and
+                # a run's `timeout_s` says who hangs.
+                "--HeartMonitor.max_heartmonitor_misses=1000000",
+                "--IPController.use_threads=True",
+            ],
+            shutdown_atexit=False,  # the supervisor ends its processes itself
             log_level=50,
         )
-        noise = io.StringIO()
+        with self._starting(), _silence():
+            self._cluster.start_controller_sync()
+            self._hold(CONTROLLER, self._cluster.controller.pid)
+            self._client = self._cluster.connect_client_sync()
+        self.heal()
+
+    def heal(self) -> list[str]:
+        """Start an engine for every role that has none alive; return these roles.
+
+        Raises:
+            ClusterError: They did not come up, or the controller is dead.
+        """
+        if CONTROLLER in self.lost:
+            raise ClusterError(
+                "The cluster's controller has died. Close the lab and start it again."
+            )
+        lost = self.lost
+        missing = [role for role in self.roles if role not in self._pidfds or role in lost]
+        if not missing:
+            return []
+        for role in missing:  # the dead one of a role must not be taken for the new one
+            if role in self._pidfds:
+                os.close(self._pidfds.pop(role))
+        known = set(self._client.ids) | set(self._engine_ids.values())
+        with self._starting():
+            with _silence():
+                self._cluster.start_engines_sync(n=len(missing))
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while len(new := sorted(set(self._client.ids) - known)) < len(missing):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{len(new)} of {len(missing)} engines came up in time")
+                time.sleep(0.02)
+        for role, engine_id in zip(missing, new, strict=True):
+            self._engine_ids[role] = engine_id
+        for role in missing:
+            call = Call(role, self._client[self._engine_ids[role]].apply_async(os.getpid))
+            self._hold(role, self.gather([call], timeout_s=ANSWER_S)[0])
+        return missing
+
+    def _hold(self, role: str, pid: int) -> None:
+        """Watch a process."""
+        old = self._pidfds.pop(role, None)
+        if old is not None:
+            os.close(old)
+        self.pids[role] = pid
+        self._pidfds[role] = os.pidfd_open(pid)
+
+    @contextlib.contextmanager
+    def _starting(self) -> Any:
+        """Say what to look at when processes do not come up."""
         try:
-            with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-                self._cluster.start_cluster_sync(n=len(self.roles))
-                self._client = self._cluster.connect_client_sync()
-                # not start_and_connect: in a notebook that leaves a progress widget in the cell
-                self._client.wait_for_engines(
-                    len(self.roles), timeout=START_TIMEOUT_S, interactive=False
-                )
+            yield
         except Exception as error:
-            self.close()
             raise ClusterError(
                 f"The engines did not start: {error}. Check that processes may bind to 127.0.0.1 "
                 f"and that {tempfile.gettempdir()} is writable."
             ) from error
-        self._guard()
-
-    def _guard(self) -> None:
-        """Start the reaper over everything that was started."""
-        pids = [self._cluster.controller.pid, *self._client[:].apply_sync(os.getpid)]
-        for engine_set in self._cluster.engines.values():
-            launchers = getattr(engine_set, "launchers", {}).values()
-            pids += [launcher.pid for launcher in launchers if getattr(launcher, "pid", None)]
-        self._reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", reaper.__file__, str(self.runtime_dir)]
-            + [str(pid) for pid in dict.fromkeys(pids)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the kernel's terminal must not reach it
-            env={**os.environ, "KDFLOW_LAB": str(self.runtime_dir)},
-        )
-
-    @property
-    def teacher(self) -> Any:
-        """The view of the teacher's engine."""
-        return self._view(0)
-
-    @property
-    def students(self) -> list[Any]:
-        """The views of the student engines, by rank."""
-        return [self._view(1 + rank) for rank in range(self.num_students)]
-
-    def _view(self, engine_id: int) -> Any:
-        if self._client is None:
-            raise ClusterError("The lab is not up. Call lab.up(), or %kdflow up.")
-        if engine_id not in self._client.ids:
-            raise ClusterError(
-                f"The engine {self.roles[engine_id]!r} has died. Close the lab (lab.close(), "
-                "%kdflow down) and start it again; the run directories are kept."
-            )
-        return self._client[engine_id]
 
     @property
     def lost(self) -> list[str]:
-        """Roles whose engine has died."""
-        if self._client is None:
-            return []
-        return [role for number, role in enumerate(self.roles) if number not in self._client.ids]
+        """Roles whose process has died, the controller's included."""
+        gone = processes.ended(self._pidfds.values())
+        return [role for role, pidfd in self._pidfds.items() if pidfd in gone]
 
-    def call(self, view: Any, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function on one engine and return its result."""
-        return self.gather([self.send(view, function, *args)])[0]
+    def kill(self, role: str) -> None:
+        """End an engine that does not answer any more; `heal` replaces it."""
+        if role in self.lost:
+            return
+        processes.send(self._pidfds[role], signal.SIGKILL)
+        processes.wait([self._pidfds[role]], 2.0)
 
-    def send(self, view: Any, function: Callable[..., Any], *args: Any) -> Any:
-        """Start a function on one engine; `gather` waits for it."""
-        return view.apply_async(function, *args)
+    def interrupt(self, roles: Sequence[str]) -> None:
+        """Interrupt what engines compute in their main thread, as Ctrl-C does."""
+        for role in roles:
+            processes.send(self._pidfds[role], signal.SIGINT)
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def send(self, role: str, function: Callable[..., Any], *args: Any) -> Call:
+        """Start a function on one engine; `gather` waits for it.
+
+        Raises:
+            ClusterError: The engine has died, or the controller knows it no more.
+        """
+        if role in self.lost:
+            raise ClusterError(_died(role))
+        try:
+            engine = self._client[self._engine_ids[role]]
+        except IndexError:
+            self.kill(role)  # so that `heal` replaces it
+            raise ClusterError(_died(role)) from None
+        return Call(role, engine.apply_async(function, *args))
+
+    def call(self, role: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a short function on one engine and return its result."""
+        return self.gather([self.send(role, function, *args)], timeout_s=ANSWER_S)[0]
 
     def gather(
-        self, results: Sequence[Any], *, on_tick: Callable[[], None] | None = None
+        self,
+        calls: Sequence[Call],
+        *,
+        timeout_s: float | None = None,
+        on_tick: Callable[[], None] | None = None,
     ) -> list[Any]:
         """Wait for several engines; the first error ends the waiting for all.
 
         Args:
-            results: What `send` returned.
+            calls: What `send` returned.
+            timeout_s: Seconds to wait at most; None waits as long as the engines live.
             on_tick: Called about ten times a second while waiting.
 
         Raises:
-            KDFlowLabError: What a function raised, as its own class, with the engine's role.
-            ClusterError: An engine died, or raised something that is not ours.
+            KDFlowLabError: What a function raised, as its own class.
+            ClusterError: An engine died or does not answer, or raised something that is not ours.
         """
-        waiting = list(results)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        waiting = list(calls)
         while waiting:
-            waiting[0].wait(0.1)
-            for result in [result for result in waiting if result.ready()]:
-                waiting.remove(result)
-                if not result.successful():
-                    self._raise(result)
+            waiting[0].result.wait(0.1)
+            lost = self.lost  # before the results: what a dead engine said last still counts
+            for call in list(waiting):
+                if call.result.ready():
+                    waiting.remove(call)
+                    _raise_error_of(call)
+                elif call.role in lost:
+                    raise ClusterError(_died(call.role))
+            if waiting and deadline is not None and time.monotonic() > deadline:
+                raise ClusterError(
+                    f"The engine {waiting[0].role!r} (pid {self.pids.get(waiting[0].role)}) has "
+                    f"not answered within {timeout_s:g} s: it is stopped or hangs."
+                )
             if on_tick is not None:
                 on_tick()
-        return [result.get() for result in results]
+        return [call.result.get() for call in calls]
 
-    def _raise(self, result: Any) -> None:
-        """Raise an engine's error as ours."""
-        import ipyparallel
 
-        try:
-            result.get()
-        except ipyparallel.RemoteError as error:
-            role = "an engine"
-            with contextlib.suppress(Exception):
-                role = self.roles[result.metadata["engine_id"]]
-            kind = getattr(errors, str(error.ename), None)
-            if isinstance(kind, type) and issubclass(kind, KDFlowLabError):
-                raise kind(error.evalue) from None
-            raise ClusterError(f"{role}: {error.ename}: {error.evalue}") from error
-        except KDFlowLabError:
-            raise
+def _died(role: str) -> str:
+    return (
+        f"The engine {role!r} has died. lab.up(), or %kdflow up, starts it again; the run "
+        "directories are kept."
+    )
 
-    def close(self) -> None:
-        """End every process and remove everything; safe to call twice."""
-        noise = io.StringIO()
-        with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-            if self._client is not None:
-                with contextlib.suppress(Exception):
-                    self._client.close()
-            if self._cluster is not None:
-                with contextlib.suppress(Exception):
-                    self._cluster.stop_cluster_sync()
-        self._client = self._cluster = None
-        if self._reaper is not None and self._reaper.stdin is not None:
-            self._reaper.stdin.close()
-            self._reaper.wait()
-        self._reaper = None
-        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+
+def _raise_error_of(call: Call) -> None:
+    """Raise what an engine's function raised, as ours; nothing if it returned."""
+    import ipyparallel
+
+    if call.result.successful():
+        return
+    try:
+        call.result.get()
+    except ipyparallel.RemoteError as error:
+        if error.ename == "EngineError":  # the engine's nanny says that it died
+            raise ClusterError(_died(call.role)) from None
+        kind = getattr(errors, str(error.ename), None)
+        if isinstance(kind, type) and issubclass(kind, KDFlowLabError):
+            raise kind(error.evalue) from None
+        raise ClusterError(f"{call.role}: {error.ename}: {error.evalue}") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """Keep ipyparallel's remarks out of the log."""
+    noise = io.StringIO()
+    with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
+        yield

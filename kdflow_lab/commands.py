@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from kdflow_lab.commandline import Command, help_text
 from kdflow_lab.errors import ConfigError, nearest
 from kdflow_lab.options import Option, from_model, from_signature
+from kdflow_lab.run import Run
+from kdflow_lab.rundir import ENDED
 
 if TYPE_CHECKING:
-    from kdflow_lab.run import Run
     from kdflow_lab.session import Session
 
 NOT_FOR_SFT = (
@@ -63,7 +64,7 @@ def _sft(session: Session, given: dict[str, Any]) -> Run:
 
 
 def _ask(command: str) -> Any:
-    """Build the call of `Run.pause`, `resume` or `stop`."""
+    """Build the call of `Run.pause`, `stop`, `checkpoint` or `inspect`."""
 
     def call(session: Session, given: dict[str, Any]) -> None:
         run = session.run(given.get("run"), given.get("dir"))
@@ -80,6 +81,49 @@ def _set(session: Session, given: dict[str, Any]) -> None:
     session.say(f"{run.name}: {changes} from the next step on.")
 
 
+def _resume(session: Session, given: dict[str, Any]) -> Run | None:
+    """A paused run hears of it; one that has ended, or left the engines, starts again."""
+    run = session.run(given.pop("run", None), given.pop("dir", None))
+    if run.state in ENDED or run.parked:
+        return session.lab_of(run).resume(run, **given)
+    run.resume(**given)
+    session.say(f"{run.name}: resume asked for; it takes effect before the next step.")
+    return None
+
+
+def _fork(session: Session, given: dict[str, Any]) -> Run:
+    run, step = session.run_at(given.pop("run", None), given.pop("dir", None))
+    step = given.pop("step", None) or step
+    return session.lab_of(run).fork(run, step=step, **given)
+
+
+def _attach(session: Session, given: dict[str, Any]) -> Any:
+    return session.attach(given.get("lab"))
+
+
+def _compare(session: Session, given: dict[str, Any]) -> Any:
+    folder = given.get("dir")
+    named = [session.run(given[name], folder) for name in ("run", "other") if name in given]
+    if len(named) < 2:
+        first = named[0] if named else session.run(None, folder)
+        parent = first.parent
+        if parent is None:
+            raise ConfigError(
+                f"{session.prefix} compare needs two runs: compare RUN OTHER. A fork is compared "
+                "with its parent where no other is given."
+            )
+        named = [session.run(parent["run"]), first]
+    comparison = named[0].compare(*named[1:])
+    if given.get("save"):
+        session.say(f"Written: {comparison.save(given['save'])}")
+    return comparison
+
+
+def _replay(session: Session, given: dict[str, Any]) -> Any:
+    run, step = session.run_at(given.get("run"), given.get("dir"))
+    return run.replay(step)
+
+
 def _runs(session: Session, given: dict[str, Any]) -> list[Run]:
     from kdflow_lab.run import runs
 
@@ -93,16 +137,24 @@ def _eval(session: Session, given: dict[str, Any]) -> Any:
     names = ["latest", *session.run_names(folder)]
     if isinstance(model, str) and (model in names or (Path(model) / "events.jsonl").is_file()):
         given["model"] = session.run(model, folder)
+    if isinstance(given.get("model"), Run) and given["model"].state in ("running", "paused"):
+        if set(given) - {"model"}:
+            raise ConfigError("A run that is training is scored on its own eval_rows: no options.")
+        given["model"].evaluate()
+        session.say("Asked for; the figures come as an `evaluated` event before the next step.")
+        return None
     return session.lab(like=given.get("model")).evaluate(**given)
 
 
 def _export(session: Session, given: dict[str, Any]) -> Path:
-    run, path = given.get("run"), given.get("path")
-    if path is None and run not in session.run_names(given.get("dir")):
-        run, path = None, run  # one word is the folder; the run is the newest
+    name, path = given.get("run"), given.get("path")
+    stem = name.partition("@")[0] if isinstance(name, str) else name
+    if path is None and stem not in ("latest", *session.run_names(given.get("dir"))):
+        name, path = None, name  # one word is the folder; the run is the newest
     if path is None:
-        raise ConfigError(f"{session.prefix} export needs a folder: export [RUN] PATH.")
-    return session.run(run, given.get("dir")).export(path)
+        raise ConfigError(f"{session.prefix} export needs a folder: export [RUN[@STEP]] PATH.")
+    run, step = session.run_at(name, given.get("dir"))
+    return run.export(path, step=step)
 
 
 def _plot(session: Session, given: dict[str, Any]) -> Any:
@@ -155,7 +207,25 @@ def _eval_options() -> list[Option]:
     return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR]
 
 
+def _resume_options() -> list[Option]:
+    return _settings()
+
+
+def _fork_options() -> list[Option]:
+    return [STEP, DIR, *_distill_options()]
+
+
 RUN = Option(name="run", help="Name or directory of a run; the newest if left out.")
+RUN_AT = Option(name="run", help="A run, or RUN@STEP for one of its steps.")
+OTHER = Option(name="other", help="The run to compare it with.")
+LAB = Option(name="lab", help="Name of a lab, its folder of runs, or one of its runs.")
+STEP = Option(
+    name="step",
+    help="A step that has a checkpoint; by default the last one.",
+    type_text="INT",
+    kind="value",
+    check=int,
+)
 DIR = Option(name="dir", help="Folder with the run directories.", type_text="FOLDER")
 MODEL = Option(name="model", help="student, teacher, a run, or a model folder.", default="student")
 PATH = Option(name="path", help="Folder to write.")
@@ -204,10 +274,29 @@ COMMANDS: dict[str, Command] = {
                 options=lambda: [DIR],
             )
             for name, text in (
-                ("pause", "Pause a run before its next step."),
-                ("resume", "Let a paused run go on."),
-                ("stop", "Stop a run before its next step; its weights are kept."),
+                ("pause", "Pause a run before its next step, with a checkpoint."),
+                ("stop", "Stop a run before its next step, with a checkpoint."),
+                ("checkpoint", "Write a checkpoint before the next step."),
+                ("inspect", "Write the probes of a run before its next step."),
             )
+        ),
+        Command(
+            name="resume",
+            summary="Let a paused run go on, or one that has ended from its last checkpoint.",
+            call=_resume,
+            arguments=(RUN,),
+            options=_resume_options,
+            needs_lab=True,
+            starts_run=True,
+        ),
+        Command(
+            name="fork",
+            summary="Start another run from a checkpoint of a run, with options changed.",
+            call=_fork,
+            arguments=(RUN_AT,),
+            options=_fork_options,
+            needs_lab=True,
+            starts_run=True,
         ),
         Command(
             name="set",
@@ -216,7 +305,15 @@ COMMANDS: dict[str, Command] = {
             arguments=(RUN,),
             options=_settings,
         ),
-        Command(name="runs", summary="List the runs.", call=_runs, options=lambda: [DIR]),
+        Command(
+            name="attach",
+            summary="Take hold of a living lab, such as after a kernel restart.",
+            call=_attach,
+            arguments=(LAB,),
+        ),
+        Command(
+            name="runs", summary="List the runs, living or not.", call=_runs, options=lambda: [DIR]
+        ),
         Command(
             name="eval",
             summary="Compare a model with the teacher on held-out rows.",
@@ -229,7 +326,21 @@ COMMANDS: dict[str, Command] = {
             name="export",
             summary="Write a run's student as a Hugging Face folder.",
             call=_export,
-            arguments=(RUN, PATH),
+            arguments=(RUN_AT, PATH),
+            options=lambda: [DIR],
+        ),
+        Command(
+            name="compare",
+            summary="Show the curves and differences of two runs, or of a fork and its parent.",
+            call=_compare,
+            arguments=(RUN, OTHER),
+            options=lambda: [DIR, SAVE],
+        ),
+        Command(
+            name="replay",
+            summary="Find the rows and tokens for which a step was left out.",
+            call=_replay,
+            arguments=(RUN_AT,),
             options=lambda: [DIR],
         ),
         Command(
@@ -261,5 +372,5 @@ def find(name: str, prefix: str) -> Command:
 
 def overview(prefix: str) -> str:
     """List the commands with a line each."""
-    lines = [f"{prefix} {command.name:<8} {command.summary}" for command in COMMANDS.values()]
+    lines = [f"{prefix} {command.name:<10} {command.summary}" for command in COMMANDS.values()]
     return "\n".join([*lines, "", f"{prefix} help distill explains one of them with its options."])

@@ -66,13 +66,13 @@ def _values(option: Option | None, session: Session) -> list[str]:
     if option.kind == "flag":
         return ["true", "false"]
     if option.name == "loss":
-        from kdflow_lab.losses.names import NAMES
+        from kdflow_lab.losses.names import names
 
-        return list(NAMES)
+        return list(names())
     if option.name == "algorithm":
-        from kdflow_lab.algorithms import NAMES
+        from kdflow_lab.algorithms import names
 
-        return list(NAMES)
+        return list(names())
     if option.name == "command":
         return list(COMMANDS)
     if option.name in ("run", "model"):

@@ -94,8 +94,26 @@ class LabConfig(StrictModel):
     """Folder that holds the run directories."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU, the checkpoint's own on a GPU."""
+    tp_size: int = Field(default=1, ge=1)
+    """SGLang teacher: ranks that share every layer (tensor parallel)."""
+    pp_size: int = Field(default=1, ge=1)
+    """SGLang teacher: ranks that share the layers out (pipeline parallel)."""
+    ep_size: int = Field(default=1, ge=1)
+    """SGLang teacher: ranks that share the experts out (expert parallel)."""
+    dp_size: int = Field(default=1, ge=1)
+    """SGLang teacher: replicas; requests are shared out by tokens."""
+    mem_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """SGLang teacher: share of a device's memory for weights and key-value cache."""
+    quantization: str | None = None
+    """SGLang teacher: how weights are quantised when they are loaded, such as `fp8` or `awq`."""
+    context_length: int | None = Field(default=None, ge=2)
+    """SGLang teacher: most tokens of a row; from the model's config if not given."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """SGLang teacher: more arguments of SGLang's `ServerArgs`, by their names there."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads of each engine; `auto` shares the cores between teacher and students."""
+    lease_hours: float = Field(default=12.0, gt=0)
+    """How long an active run goes on when no kernel is attached any more."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along. Only for models you trust."""
 
@@ -119,12 +137,21 @@ class DistillConfig(StrictModel):
     algorithm: str = "vanilla_kd"
     """`vanilla_kd`: the same tokenizer on both sides. `sft`: cross-entropy alone, no teacher."""
     loss: str = "forward_kl"
+    """Divergence from the teacher."""
+    loss_params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the divergence, such as `{beta: 0.3}` of `jsd`; the others keep their
+    defaults."""
     kd_ratio: float = Field(default=0.5, ge=0, le=1)
     """loss = (1 - kd_ratio) * cross-entropy + kd_ratio * divergence."""
     kd_temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits in the divergence."""
     temperature_squared: bool = False
     """Multiply the divergence by kd_temperature**2 (Hinton et al. 2015)."""
+    hidden_loss: Literal["none", "mse", "cosine"] = "none"
+    """Also pull the student's last hidden states to the teacher's, through a learned projection
+    where their widths differ."""
+    hidden_weight: float = Field(default=1.0, ge=0)
+    """What `hidden_loss` is multiplied by before it is added to the loss."""
     chunk_tokens: int | Literal["auto"] = "auto"
     """Response tokens whose logits are held at once."""
 
@@ -159,6 +186,28 @@ class DistillConfig(StrictModel):
     """Micro-batches that the teacher may be ahead of a student (slots of its ring); 0: none, the
     two take turns."""
     seed: int = 42
+
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints. One is also written at pause, stop and the end."""
+    checkpoint_minutes: float | None = Field(default=10.0, gt=0)
+    """Minutes between checkpoints, at most."""
+    keep_last: int = Field(default=2, ge=1)
+    """Checkpoints kept, besides the best by held-out loss if there were evaluations."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on held-out rows while the run goes on."""
+    eval_data: str | None = None
+    """Where the held-out rows come from; by default `data`."""
+    eval_split: str = "test"
+    eval_rows: int = Field(default=64, ge=1)
+    """Held-out rows; the teacher is asked for them once."""
+    probe_rows: int = Field(default=4, ge=1)
+    """Held-out rows that are looked at token by token."""
+    max_skipped_steps: int = Field(default=5, ge=1)
+    """A step whose loss or gradient is not finite is left out; after this many in a row the run
+    fails."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """How long a student waits for another one or for the teacher before it says who hangs."""
+
     name: str | None = None
     """Name of the run directory; made from the date and the loss if not given."""
 
@@ -188,5 +237,14 @@ class DistillConfig(StrictModel):
         return self
 
 
-SETTABLE = ("lr", "loss", "kd_ratio", "kd_temperature", "max_grad_norm", "steps")
+SETTABLE = (
+    "lr",
+    "loss",
+    "loss_params",
+    "kd_ratio",
+    "kd_temperature",
+    "hidden_weight",
+    "max_grad_norm",
+    "steps",
+)
 """Options that `Run.set` may change while the run goes on."""

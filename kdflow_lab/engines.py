@@ -1,4 +1,4 @@
-"""The engines of a lab, seen from the kernel: brought up once, then given one job after another."""
+"""The engines of a lab, seen from its supervisor: brought up, healed, given job after job."""
 
 from __future__ import annotations
 
@@ -11,26 +11,56 @@ from pathlib import Path
 from typing import Any
 
 from kdflow_lab import roles
-from kdflow_lab.cluster import Cluster
-from kdflow_lab.config import DistillConfig, LabConfig
+from kdflow_lab.beats import silent
+from kdflow_lab.cluster import CONTROLLER, Call, Cluster
+from kdflow_lab.config import LabConfig
 from kdflow_lab.errors import ClusterError
 from kdflow_lab.hub import resolve_model
 from kdflow_lab.jobs import StudentPlace, SubjectJob, TeacherInfo, TrainJob
-from kdflow_lab.rundir import ENDED, RunDirectory
+from kdflow_lab.rundir import RunDirectory
 
 Progress = Callable[[int, int], None]
-WATCH_S = 0.2
+WATCH_S = 0.1
+SETTLE_S = 15.0
+"""How long a student may take to leave a run that has ended; then its engine is replaced."""
+SGLANG_OPTIONS = (
+    "tp_size",
+    "pp_size",
+    "ep_size",
+    "dp_size",
+    "mem_fraction",
+    "quantization",
+    "context_length",
+    "engine_args",
+)
+"""Options of the lab that only the SGLang teacher has."""
+ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",  # ranks of one host never listen to the outside
+    # Threads that wait sleep instead of spinning. On a machine that does something else beside,
+    # spinning made an answer of two threads twenty times slower (measured).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 class Engines:
     """Cluster, teacher and students of one lab. One job at a time; the caller sees to that."""
 
-    def __init__(self, config: LabConfig) -> None:
-        """Describe the engines; nothing starts before `up`."""
+    def __init__(self, config: LabConfig, folder: Path) -> None:
+        """Describe the engines; nothing starts before `up`.
+
+        Args:
+            config: The lab's.
+            folder: Its runtime folder.
+        """
         self.config = config
+        self.folder = folder
         self.cluster: Cluster | None = None
         self.teacher: TeacherInfo | None = None
         self.student_path = ""
+        self._ready: set[str] = set()  # roles whose engine is set up
         self._jobs = 0
 
     @property
@@ -46,71 +76,77 @@ class Engines:
             return self.config.threads
         return max(1, len(os.sched_getaffinity(0)) // busy_engines)
 
+    @property
+    def lost(self) -> list[str]:
+        """Roles whose process has died."""
+        return [] if self.cluster is None else self.cluster.lost
+
+    # -- up -------------------------------------------------------------------------------------
+
     def up(self, on_phase: Callable[[str], None] = lambda text: None) -> None:
-        """Start the cluster, load the teacher, warm the students up; nothing if that is done.
+        """Start what is missing: the cluster, engines that died, the teacher; nothing if all is up.
 
         Raises:
             ClusterError: The engines do not start.
             ModelError: The teacher or the student cannot be loaded.
         """
-        if self.cluster is not None:
-            return
-        teacher_path = resolve_model(self.config.teacher)
-        self.student_path = resolve_model(self.config.student)
-        on_phase("starting the engines")
-        cluster = Cluster(
-            students=self.config.students,
-            environment={
-                "GLOO_SOCKET_IFNAME": "lo",  # ranks of one host never listen to the outside
-                # Threads that wait sleep instead of spinning. On a machine that does something else
-                # beside, spinning made an answer of two threads twenty times slower (measured).
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "TOKENIZERS_PARALLELISM": "false",
-                "TRANSFORMERS_VERBOSITY": "error",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            },
-        )
-        cluster.start()
-        try:
+        if self.cluster is None:
+            resolve_model(self.config.teacher)  # a wrong name is said before anything starts
+            self.student_path = resolve_model(self.config.student)
+            on_phase("starting the engines")
+            cluster = Cluster(
+                students=self.config.students, folder=self.folder, environment=ENVIRONMENT
+            )
+            self.cluster = cluster
+            cluster.start()
+        elif lost := [role for role in self.cluster.lost if role != CONTROLLER]:
+            on_phase(f"starting {', '.join(lost)} again")
+            self._ready -= set(lost)
+            self.cluster.heal()
+        self._set_up(self.cluster, on_phase)
+
+    def _set_up(self, cluster: Cluster, on_phase: Callable[[str], None]) -> None:
+        """Load the teacher and warm the students up, where that is not done."""
+        threads = self.threads(1 + self.config.students)
+        calls = [
+            cluster.send(role, roles.setup_student, threads)
+            for role in cluster.students
+            if role not in self._ready
+        ]
+        if "teacher" not in self._ready:
             on_phase("loading the teacher")
             options = {
                 "backend": self.config.teacher_backend,
                 "dtype": self.config.teacher_dtype,
                 "device": self.device,
-                "threads": self.threads(1 + self.config.students),
+                "threads": threads,
                 "trust_remote_code": self.config.trust_remote_code,
+                "sglang": {name: getattr(self.config, name) for name in SGLANG_OPTIONS},
             }
-            waiting = [cluster.send(cluster.teacher, roles.setup_teacher, teacher_path, options)]
-            for view in cluster.students:
-                waiting.append(cluster.send(view, roles.setup_student, options["threads"]))
-            self.teacher = cluster.gather(waiting)[0]
-        except BaseException:
-            cluster.close()
-            raise
-        self.cluster = cluster
-
-    def close(self) -> None:
-        """End every process; safe to call twice."""
-        cluster, self.cluster, self.teacher = self.cluster, None, None
-        if cluster is not None:
-            cluster.close()
+            path = resolve_model(self.config.teacher)
+            calls.insert(0, cluster.send("teacher", roles.setup_teacher, path, options))
+        answers = cluster.gather(calls)
+        for call, answer in zip(calls, answers, strict=True):
+            self._ready.add(call.role)
+            if call.role == "teacher":
+                self.teacher = answer
 
     def scratch(self) -> Path:
         """A new private folder that goes with the lab."""
-        return Path(tempfile.mkdtemp(prefix="scratch-", dir=self._cluster().runtime_dir))
+        return Path(tempfile.mkdtemp(prefix="scratch-", dir=self.folder))
 
     # -- jobs -----------------------------------------------------------------------------------
 
-    def train(self, directory: RunDirectory, config: DistillConfig, *, data: str) -> None:
-        """Give every engine its part in a run and watch it until it has ended.
+    def train(self, directory: RunDirectory) -> None:
+        """Give every engine its part in a run and watch it until it has ended or is parked.
 
         Args:
-            directory: The run's; its state is the only thing that is waited for.
-            config: What was asked.
-            data: A path or name that the engines can load.
+            directory: The run's: what was asked stands in it, and its state is what is waited for.
         """
         cluster = self._cluster()
-        with_teacher = config.algorithm != "sft"
+        config = directory.config()
+        with_teacher = config["algorithm"] != "sft"
+        attempt = directory.attempts
         with self._places(with_teacher=with_teacher) as places:
             jobs = [
                 TrainJob(
@@ -118,31 +154,78 @@ class Engines:
                     run_path=str(directory.path),
                     student_path=self.student_path,
                     teacher=self.teacher if with_teacher else None,
-                    config={**config.model_dump(), "data": data},
+                    config=config,
+                    attempt=attempt,
                     trust_remote_code=self.config.trust_remote_code,
                 )
                 for place in places
             ]
-            views = cluster.students
-            cluster.gather(
-                [
-                    cluster.send(view, roles.start_training, job)
-                    for view, job in zip(views, jobs, strict=True)
+            try:
+                calls = [
+                    cluster.send(role, roles.start_training, job)
+                    for role, job in zip(cluster.students, jobs, strict=True)
                 ]
-            )
-            while directory.state() not in ENDED:
-                self._watch(directory)
-                time.sleep(WATCH_S)
+                cluster.gather(calls, timeout_s=SETTLE_S)
+                folder, timeout_s = Path(places[0].rendezvous).parent, config["timeout_s"]
+                watched = cluster.roles if with_teacher else cluster.students
+                self._watch(cluster, directory, attempt, watched, folder, timeout_s)
+            finally:
+                self._settle(cluster)
 
-    def _watch(self, directory: RunDirectory) -> None:
-        """Say so if an engine has died; its peers notice by their broken connections."""
-        cluster = self.cluster
-        if cluster is None:  # the lab was closed under the run
-            directory.event("failed", reason="The lab was closed while the run was active.")
-        elif cluster.lost:
-            roles_lost = ", ".join(cluster.lost)
-            directory.event("worker_lost", roles=cluster.lost)
-            directory.event("failed", reason=f"The process of {roles_lost} died.")
+    def _watch(
+        self,
+        cluster: Cluster,
+        directory: RunDirectory,
+        attempt: int,
+        watched: list[str],
+        folder: Path,
+        timeout_s: float,
+    ) -> None:
+        """Return when the run has ended; say so if an engine has died, or gives no sign of life.
+
+        An engine of `watched` that has not beaten in `folder` for `timeout_s` is ended.
+        The peers of a rank that died notice by their broken connections.
+        """
+        asked: list[Call] = []
+        while True:
+            ended, lost = directory.outcome(attempt), cluster.lost
+            if lost:
+                directory.event("worker_lost", roles=lost, pids=[cluster.pids[r] for r in lost])
+            if lost and not ended:
+                directory.event("failed", reason=_why_lost(lost, directory))
+            if lost or ended:
+                return
+            if stuck := silent(folder, watched, seconds=timeout_s):
+                pids = [cluster.pids[role] for role in stuck]
+                directory.event("worker_stuck", roles=stuck, pids=pids)
+                directory.event("failed", reason=_why_stuck(stuck, pids, timeout_s))
+                for role in stuck:
+                    cluster.kill(role)
+                return
+            if not asked:
+                asked = [cluster.send(role, roles.training) for role in cluster.students]
+            elif all(call.result.ready() for call in asked):
+                working = any(call.result.get() for call in asked)
+                asked = []
+                if not working and not directory.outcome(attempt):
+                    directory.event("failed", reason="Its workers ended without a word.")
+                    return
+            time.sleep(WATCH_S)
+
+    def _settle(self, cluster: Cluster) -> None:
+        """Wait until every student has left the run; end those that cannot."""
+        deadline = time.monotonic() + SETTLE_S
+        for role in cluster.students:
+            while role not in cluster.lost:
+                try:
+                    left = max(1.0, deadline - time.monotonic())
+                    if not cluster.gather([cluster.send(role, roles.training)], timeout_s=left)[0]:
+                        break
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"{role} does not leave the run")
+                except Exception:  # it has died, does not answer, or not in a way that is known
+                    cluster.kill(role)
+                time.sleep(WATCH_S / 5)
 
     def score(self, on_progress: Progress, **fields: Any) -> list[list[dict[str, Any]]]:
         """Run `roles.score` on every student; one result a rank."""
@@ -152,15 +235,25 @@ class Engines:
         """Run `roles.write` on every student; one list of answers a rank."""
         return self._subject(roles.write, on_progress, with_teacher=False, **fields)
 
+    def sandbox(self, on_progress: Progress, **fields: Any) -> list[Any]:
+        """Run `roles.sandbox` on every student; one `SandboxPart` a rank.
+
+        The teacher is asked only where a student does not hold the texts' hidden states any more.
+        """
+        cluster, key = self._cluster(), fields["options"]["key"]
+        held = [cluster.send(role, roles.has_capture, key) for role in cluster.students]
+        missing = not all(cluster.gather(held))
+        return self._subject(roles.sandbox, on_progress, with_teacher=missing, **fields)
+
     def _subject(
         self, function: Any, on_progress: Progress, *, with_teacher: bool, **fields: Any
     ) -> list[Any]:
         """Give every student its share of looking at a model, and wait."""
         cluster = self._cluster()
         with self._places(with_teacher=with_teacher) as places:
-            waiting = [
+            calls = [
                 cluster.send(
-                    view,
+                    role,
                     function,
                     SubjectJob(
                         place=place,
@@ -169,15 +262,20 @@ class Engines:
                         **fields,
                     ),
                 )
-                for view, place in zip(cluster.students, places, strict=True)
+                for role, place in zip(cluster.students, places, strict=True)
             ]
 
             def tick() -> None:
-                said = [dict(result.data or {}) for result in waiting]
+                said = [dict(call.result.data or {}) for call in calls]
                 total = sum(report.get("total", 0) for report in said)
                 on_progress(sum(report.get("done", 0) for report in said), total)
 
-            return cluster.gather(waiting, on_tick=tick)
+            try:
+                return cluster.gather(calls, on_tick=tick)
+            except BaseException:
+                # one failed, or nobody waits any more: the others must not go on for nothing
+                cluster.interrupt([call.role for call in calls if not call.result.ready()])
+                raise
 
     @contextlib.contextmanager
     def _places(self, *, with_teacher: bool) -> Iterator[list[StudentPlace]]:
@@ -187,10 +285,11 @@ class Engines:
         students = self.config.students
         threads = self.threads(students + 1 if with_teacher else students)
         # A rendezvous file must be new: ranks that meet in an old one hang.
-        folder = Path(tempfile.mkdtemp(prefix=f"job{self._jobs}-", dir=cluster.runtime_dir))
+        folder = Path(tempfile.mkdtemp(prefix=f"job{self._jobs}-", dir=self.folder))
         socket = str(folder / "teacher.sock") if with_teacher else None
+        aside = str(folder / "aside.sock") if with_teacher else None
         if socket is not None:
-            cluster.call(cluster.teacher, roles.serve, socket, students, threads)
+            cluster.call("teacher", roles.serve, socket, students, threads, aside)
         try:
             yield [
                 StudentPlace(
@@ -200,18 +299,40 @@ class Engines:
                     threads=threads,
                     socket=socket,
                     rendezvous=str(folder / "rendezvous"),
+                    aside=aside,
                 )
                 for rank in range(students)
             ]
         finally:
-            if socket is not None and self.cluster is not None and "teacher" not in cluster.lost:
-                cluster.call(cluster.teacher, roles.stop_serving)
-            for path in (folder / "rendezvous", folder / "teacher.sock"):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            if socket is not None and "teacher" not in cluster.lost:
+                try:
+                    cluster.call("teacher", roles.stop_serving)
+                except ClusterError:  # it died just now, or hangs: `up` starts another
+                    cluster.kill("teacher")
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
+            folder.rmdir()
 
     def _cluster(self) -> Cluster:
         if self.cluster is None:
             raise ClusterError("The lab is not up. Call lab.up(), or %kdflow up.")
         return self.cluster
+
+
+def _why_stuck(roles: list[str], pids: list[int], seconds: float) -> str:
+    """Say which process hangs and what happens to it."""
+    named = ", ".join(f"{role} (pid {pid})" for role, pid in zip(roles, pids, strict=True))
+    return (
+        f"The process of {named} has given no sign of life for {seconds:g} s: it is stopped or "
+        "hangs, and is ended now. run.resume(), or %kdflow resume, starts it again and goes on."
+    )
+
+
+def _why_lost(lost: list[str], directory: RunDirectory) -> str:
+    """Say which process died and what to do."""
+    kept = directory.checkpoint_steps()
+    then = f"from its checkpoint of step {kept[-1]}" if kept else "from the start"
+    return (
+        f"The process of {', '.join(lost)} died: it was killed, perhaps for want of memory, or "
+        f"crashed. run.resume(), or %kdflow resume, goes on {then}."
+    )

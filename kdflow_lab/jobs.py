@@ -18,6 +18,8 @@ class TeacherInfo:
         dtype: Name of the rows' dtype, such as `float32`.
         pid: Process of the teacher's engine.
         versions: Of the libraries behind it.
+        drift: What the canary measured, in nats: `largest`, `mean`, and `tokens` compared. None for
+            a backend that computes with the very weights that the students read.
     """
 
     path: str
@@ -27,6 +29,7 @@ class TeacherInfo:
     dtype: str
     pid: int
     versions: dict[str, str]
+    drift: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class StudentPlace:
         threads: CPU threads of its matrix products.
         socket: Where the teacher listens for this job; None if the job needs no teacher.
         rendezvous: A file that does not exist yet, where the ranks find each other.
+        aside: Where the teacher listens for what comes between: evaluations of a run whose ring is
+            full of later micro-batches. None if the job needs no teacher.
     """
 
     rank: int
@@ -48,17 +53,24 @@ class StudentPlace:
     threads: int
     socket: str | None
     rendezvous: str
+    aside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """One rank's part in a run."""
+    """One rank's part in a run.
+
+    Attributes:
+        config: The run's `config.yaml`.
+        attempt: Counts from 1; every resume is another one.
+    """
 
     place: StudentPlace
     run_path: str
     student_path: str
     teacher: TeacherInfo | None
     config: dict[str, Any]
+    attempt: int = 1
     trust_remote_code: bool = False
 
 

@@ -53,6 +53,20 @@ class NotebookSession(Session):
             raise ConfigError(f"There is no lab yet. {self.no_lab}")
         return lab
 
+    def attach(self, where: str | None) -> Lab:
+        """Take hold of a living lab; it becomes the notebook's `lab`."""
+        from kdflow_lab import runtime
+        from kdflow_lab.lab import Lab
+
+        for record in runtime.living():
+            self.say(str(record))
+        lab = self.current_lab()
+        if lab is not None:
+            lab.detach()
+        lab = Lab.attach(where)
+        self._keep(lab)
+        return lab
+
     def up(self, options: dict[str, Any]) -> Lab:
         """Bring the current lab up, or make the one that is asked for."""
         from kdflow_lab.config import LabConfig
@@ -74,12 +88,17 @@ class NotebookSession(Session):
     def _make(self, options: dict[str, Any]) -> Lab:
         from kdflow_lab.lab import Lab
 
-        self._lab = lab = Lab(**options)
+        lab = Lab(**options)
+        self._keep(lab)
+        return lab
+
+    def _keep(self, lab: Lab) -> None:
+        """Make a lab the notebook's."""
+        self._lab = lab
         if VARIABLE not in self._names or _is_lab(self._names[VARIABLE]):
             self._names[VARIABLE] = lab
         else:
             self.say(f"Your variable {VARIABLE!r} is kept; the magics know the new lab.")
-        return lab
 
 
 def _is_lab(value: Any) -> bool:
@@ -122,8 +141,11 @@ class KDFlowMagics:
         if cell is not None:
             given = self._with_body(command, given, yaml_body(cell, names))
         result = command.call(self.session, given)
-        if command.starts_run:
+        if command.starts_run and result is not None:
             self._show(result)
+        elif command.name == "attach":
+            for run in result.runs[-1:] if result is not None else ():
+                self._show(run)
         return result
 
     def _with_body(
@@ -131,7 +153,11 @@ class KDFlowMagics:
     ) -> dict[str, Any]:
         """Join the options of the line with those of the cell."""
         if not command.starts_run:
-            raise ConfigError(f"%%kdflow {command.name}: only distill and sft take a cell.")
+            takers = [one.name for one in COMMANDS.values() if one.starts_run]
+            raise ConfigError(
+                f"%%kdflow {command.name}: only {', '.join(takers[:-1])} and {takers[-1]} take a "
+                "cell."
+            )
         known = command.known()
         for name in body:
             if name not in known:
@@ -141,7 +167,7 @@ class KDFlowMagics:
         return given | body
 
     def _show(self, run: Any) -> None:
-        """Show the figure of a run that starts."""
+        """Show the figure of a run."""
         from IPython.display import display
 
         display(run.plot())

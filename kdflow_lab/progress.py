@@ -84,20 +84,22 @@ def summary(run: Run) -> Summary:
     # the state first: a run seen as ended has written all its metrics already
     state, events, records = run.state, run.events, run.records
     recent = records[-RECENT_STEPS:]
-    step = recent[-1]["step"] if recent else 0
+    step = recent[-1]["step"] if recent else run.step
     steps: int | None = None
     note = phase = ""
+    start = events[0]["time"] if events else time.time()
     for event in events:
         steps = (event.get("changes") or {}).get("steps", event.get("steps", steps))
         if event["event"] == "warning":
             note = str(event.get("message", ""))
+        elif event["event"] == "starting":
+            note, start = "", event["time"]  # of this attempt
         elif event["event"] == "phase":
             phase = str(event.get("text", ""))
     if state == "failed":
         note = run.reason
     step_s = _mean(recent, "step_s")
     going = state in ("running", "stopping") and steps is not None and step_s is not None
-    start = events[0]["time"] if events else time.time()
     end = events[-1]["time"] if events and state in ENDED else time.time()
     return Summary(
         name=run.name,

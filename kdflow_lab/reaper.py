@@ -1,60 +1,47 @@
-"""Ends a lab's processes when its kernel is gone, however it went.
+"""The guardian of a supervisor: ends the lab's processes when the supervisor is gone.
 
-Run as `python -I -S reaper.py FOLDER PID…` with a pipe as standard input. The pipe's other end
-lives in the kernel only, so it reads as closed when the lab was closed or when the kernel died,
-kill -9 included. Then everything that is still alive gets SIGTERM, two seconds, and SIGKILL, and
-the lab's runtime folder is removed. Processes are held by pidfd: a reused process id is never
-signalled.
-
-The place of the supervisor: it will start the cluster instead of watching it from beside.
+Run as `python -m kdflow_lab.reaper FOLDER` with a pipe as standard input, whose other end lives in
+the supervisor only: it reads as closed when the supervisor ended, kill -9 included. A supervisor
+that ended in good order leaves nothing to do. After any other end, the runs that were active are
+said to have failed, every process that carries the lab's marker is killed, and its folder removed.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import select
 import shutil
 import signal
 import sys
+from pathlib import Path
 
-GRACE_S = 2.0
+from kdflow_lab import leftovers, processes, runtime
+from kdflow_lab.rundir import fail_runs
+
+REASON = (
+    "The lab's supervisor died, and the lab was ended. run.resume(), or %kdflow resume, goes on "
+    "from the last checkpoint."
+)
 
 
-def main(folder: str, pids: list[int]) -> None:
-    """Wait for the end of standard input, then end `pids` and remove `folder`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    living: dict[int, int] = {}
-    for pid in pids:
-        try:
-            living[pid] = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
+def main(folder: Path) -> None:
+    """Wait for the end of standard input, then end the lab in `folder`."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)
     while os.read(0, 4096):
         pass
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        for pidfd in living.values():
-            try:
-                signal.pidfd_send_signal(pidfd, sign)
-            except ProcessLookupError:
-                continue
-        _wait(list(living.values()), GRACE_S)
+    if not folder.exists():
+        return
+    try:
+        active = json.loads((folder / runtime.RUNS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        active = []
+    # Said before the engines are killed: the first word counts, and this one names the cause.
+    fail_runs(active, REASON, lost=["supervisor"])
+    processes.end(folder, spare={os.getpid()}, grace_s=0)
+    leftovers.remove(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(pidfds: list[int], seconds: float) -> None:
-    """Return as soon as all processes have ended, after `seconds` at the latest."""
-    poll = select.poll()
-    for pidfd in pidfds:
-        poll.register(pidfd, select.POLLIN)
-    waiting = set(pidfds)
-    while waiting:
-        ended = poll.poll(seconds * 1000)
-        if not ended:
-            return
-        for pidfd, _ in ended:
-            poll.unregister(pidfd)
-            waiting.discard(pidfd)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], [int(pid) for pid in sys.argv[2:]])
+    main(Path(sys.argv[1]))

@@ -7,7 +7,9 @@ training. An engine keeps its state (the teacher, the threads) in this module.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections import OrderedDict
 from typing import Any
 
 from kdflow_lab.errors import RunError
@@ -16,6 +18,7 @@ from kdflow_lab.jobs import SubjectJob, TeacherInfo, TrainJob
 _teacher: Any = None
 _server: Any = None
 _threads: dict[str, threading.Thread] = {}
+_captures: OrderedDict[str, Any] = OrderedDict()
 
 
 def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
@@ -23,7 +26,7 @@ def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
 
     Args:
         path: Folder of the model.
-        options: `backend`, `dtype`, `device`, `threads` and `trust_remote_code`.
+        options: `backend`, and those of `make_teacher`.
     """
     global _teacher
     import torch
@@ -32,10 +35,9 @@ def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
     from kdflow_lab.teacher import make_teacher
 
     options = dict(options)
-    threads = options.pop("threads")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options["threads"])
     backend = options.pop("backend")
-    _teacher, why = make_teacher(backend, path, **options)
+    _teacher, why = make_teacher(backend, path, on_death=_end_engine, **options)
     return TeacherInfo(
         path=path,
         backend=_teacher.backend,
@@ -44,7 +46,17 @@ def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
         dtype=str(_teacher.dtype).removeprefix("torch."),
         pid=os.getpid(),
         versions=versions(),
+        drift=getattr(_teacher, "drift", None),
     )
+
+
+def _end_engine(reason: str) -> None:
+    """End this engine, whose teacher has lost a process it cannot do without.
+
+    A dead engine is what the supervisor, the students and `lab.up()` know how to deal with.
+    """
+    print(f"The teacher's engine ends: {reason}", file=sys.stderr, flush=True)
+    os._exit(70)
 
 
 def setup_student(threads: int) -> dict[str, Any]:
@@ -58,35 +70,30 @@ def setup_student(threads: int) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
-def serve(socket_path: str, world_size: int, threads: int) -> None:
-    """Serve the students of one job from a thread; returns as soon as the socket listens."""
-    global _server
-    import torch
+def serve(socket_path: str, world_size: int, threads: int, aside: str | None = None) -> None:
+    """Serve the students of one job from threads; returns as soon as the sockets listen.
 
-    from kdflow_lab.teacher.base import serve as serve_requests
-    from kdflow_lab.transport.teacher_end import TeacherEnd
+    Args:
+        socket_path: Where the job's micro-batches are asked for.
+        world_size: Students of the job.
+        threads: CPU threads of the teacher's matrix products.
+        aside: Where evaluations are served meanwhile, one after another; None for none.
+    """
+    global _server
+    from kdflow_lab.teacher.serving import Serving
 
     if _teacher is None:
         raise RunError("This engine has no teacher. Close the lab and start it again.")
     stop_serving()
-    end = TeacherEnd(socket_path, world_size=world_size)
-
-    def work() -> None:
-        torch.set_num_threads(threads)
-        with end:
-            serve_requests(_teacher, end)
-
-    _server = end
-    _start("serve", work)
+    _server = Serving(_teacher, socket_path, aside, world_size=world_size, threads=threads)
 
 
 def stop_serving() -> None:
-    """End the serving thread, if there is one, without waiting for students."""
+    """End the serving threads, if there are any, without waiting for students."""
     global _server
-    if _server is not None:
-        _server.close()
-        _threads.pop("serve").join()
-        _server = None
+    server, _server = _server, None
+    if server is not None:
+        server.close()
 
 
 def start_training(job: TrainJob) -> int:
@@ -115,6 +122,18 @@ def write(job: SubjectJob) -> list[dict[str, Any]]:
     from kdflow_lab.evaluate.subject import write as write_subject
 
     return write_subject(job, report_progress)
+
+
+def has_capture(key: str) -> bool:
+    """Tell whether the hidden states of a sandbox's texts are held here."""
+    return key in _captures
+
+
+def sandbox(job: SubjectJob) -> Any:
+    """Look at this rank's share of some texts through several losses."""
+    from kdflow_lab.evaluate.sandbox import sandbox as look_through_losses
+
+    return look_through_losses(job, _captures, report_progress)
 
 
 def report_progress(done: int, total: int) -> None:

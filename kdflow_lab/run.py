@@ -14,14 +14,18 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdflow_lab.config import SETTABLE, DistillConfig
-from kdflow_lab.errors import ConfigError, RunError, unknown_name
-from kdflow_lab.losses.names import full_name
+from kdflow_lab import registration
+from kdflow_lab.errors import RunError
+from kdflow_lab.jsonl import JsonlTail
+from kdflow_lab.launch import checked_settings
 from kdflow_lab.metrics import COLUMNS
-from kdflow_lab.rundir import ENDED, JsonlTail, RunDirectory, list_runs
+from kdflow_lab.rundir import ENDED, RunDirectory, list_runs
+from kdflow_lab.runlist import RunList
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kdflow_lab.lab import Lab
 
 POLL_S = 0.1
 
@@ -29,9 +33,15 @@ POLL_S = 0.1
 class Run:
     """One training run, living or ended."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open a run directory; see `open_run`."""
+    def __init__(self, path: str | Path, *, lab: Lab | None = None) -> None:
+        """Open a run directory; see `open_run`.
+
+        Args:
+            path: The directory.
+            lab: Whose engines resume and fork it; found or made when they are needed.
+        """
         self.directory = RunDirectory(path)
+        self._lab = lab
         self._metrics_tail = JsonlTail(self.directory.metrics_file)
         self._records: dict[int, dict[str, Any]] = {}
 
@@ -64,9 +74,18 @@ class Run:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The metrics of every step as dicts, in step order; the last attempt of a step counts."""
+        """The metrics of every step as dicts, in step order; the last attempt of a step counts.
+
+        What an attempt did beyond the checkpoint that a later one began from counts no more.
+        """
         for record in self._metrics_tail.read():
             self._records[record["step"]] = record
+        begun = [event for event in self.events if event["event"] == "started"]
+        resumed = [(event.get("attempt", 1), event.get("from_step", 0)) for event in begun[1:]]
+        for attempt, step in resumed:
+            for stale in [one for one in self._records if one > step]:
+                if self._records[stale].get("attempt", 1) < attempt:
+                    del self._records[stale]
         return [self._records[step] for step in sorted(self._records)]
 
     @property
@@ -78,17 +97,31 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Steps done; a fork's count on from its parent's."""
         records = self.records
-        return records[-1]["step"] if records else 0
+        if records:
+            return records[-1]["step"]
+        return int((self.parent or {}).get("step", 0))
 
     @property
     def steps(self) -> int | None:
         """Steps asked for; None until the data was counted."""
-        total = None
-        for event in self.events:
-            total = (event.get("changes") or {}).get("steps", event.get("steps", total))
-        return total
+        return self.directory.steps_asked()
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Where a fork began: the parent's directory (`run`) and `step`; None for other runs."""
+        return self.config.get("parent")
+
+    @property
+    def parked(self) -> bool:
+        """Whether the run is paused and has left the engines to others."""
+        return self.directory.last_word().get("event") == "parked"
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps that have a whole checkpoint, in order."""
+        return self.directory.checkpoint_steps()
 
     @property
     def reason(self) -> str:
@@ -143,9 +176,26 @@ class Run:
         """Ask the run to pause before its next step."""
         self._command("pause")
 
-    def resume(self) -> None:
-        """Ask a paused run to go on."""
+    def resume(self, **changes: Any) -> Run:
+        """Let a paused run go on, or take one that has ended up again from its last checkpoint.
+
+        A run that a dead process left, in this kernel or another, goes on too: on its lab if that
+        lives, else on a new one.
+
+        Args:
+            **changes: As in `set`; `steps=…` lets a finished run go on.
+
+        Raises:
+            RunError: The run is active, or has finished and is asked for no more steps.
+            ConfigError: A change does not fit.
+        """
+        if self.state in ENDED or self.parked:
+            self.lab.resume(self, **changes)
+            return self
+        if changes:
+            self.set(**changes)
         self._command("resume")
+        return self
 
     def stop(self) -> None:
         """Ask the run to stop before its next step; its weights are kept."""
@@ -157,49 +207,110 @@ class Run:
         Raises:
             ConfigError: An option cannot be changed while a run goes on, or its value does not fit.
         """
-        for name in changes:
-            if name not in SETTABLE:
-                raise unknown_name("setting", name, SETTABLE)
-            if changes[name] is None:
-                raise ConfigError(f"Option {name!r} cannot be set to None: give a value.")
-        if not changes:
-            raise ConfigError(f"Nothing to set. Settings: {', '.join(SETTABLE)}.")
-        checked = DistillConfig.parse(**changes)
-        full_name(checked.loss)
-        self._command("set", changes={name: getattr(checked, name) for name in changes})
+        checked = checked_settings(changes, self.directory)
+        if "loss" in checked:
+            registration.ship(self.directory)  # it may be registered since the run began
+        self._command("set", changes=checked)
+
+    def checkpoint(self) -> None:
+        """Ask the run to write a checkpoint before its next step."""
+        self._command("checkpoint")
+
+    def evaluate(self) -> None:
+        """Ask the run to score itself on its held-out rows before its next step.
+
+        The figures come as an `evaluated` event.
+        """
+        self._command("evaluate")
+
+    def inspect(self) -> None:
+        """Ask the run to write its probes, `probes/<step>.safetensors`, before its next step."""
+        self._command("inspect")
+
+    def fork(self, *, step: int | None = None, **changes: Any) -> Run:
+        """Start another run from one of this run's checkpoints, with some options changed.
+
+        Args:
+            step: A step in `checkpoints`; by default the last one.
+            **changes: Fields of `DistillConfig`; the others stay as they are at that step.
+
+        Raises:
+            RunError: There is no such checkpoint, or nothing left to do after it.
+            ConfigError: An option is unknown or does not fit.
+        """
+        return self.lab.fork(self, step=step, **changes)
+
+    @property
+    def lab(self) -> Lab:
+        """The lab that resumes and forks this run: a living one, or one made for it."""
+        if self._lab is None:
+            from kdflow_lab.lab import lab_for
+
+            self._lab = lab_for(self)
+        return self._lab
 
     def _command(self, command: str, **fields: Any) -> str:
         state = self.state
         if state in ENDED:
             raise RunError(f"Cannot {command} {self.name}: it is {state} already.")
+        if self.parked:
+            raise RunError(
+                f"Cannot {command} {self.name}: it is paused and has left the engines to another "
+                "job. run.resume() takes it up again."
+            )
         return self.directory.command(command, by=f"pid {os.getpid()}", **fields)
 
     # -- results --------------------------------------------------------------------------------
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, *, step: int | None = None) -> Path:
         """Write the student as a Hugging Face folder with its tokenizer; return the folder.
 
         `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it. Needs no
-        cluster: the weights come from the run's last checkpoint.
+        cluster: the weights come from a checkpoint of the run.
+
+        Args:
+            path: The folder; one that holds a model already is replaced.
+            step: A step in `checkpoints`; by default the last one.
 
         Raises:
-            RunError: The run has no checkpoint yet.
+            RunError: The run has no such checkpoint, or it is damaged.
         """
-        from kdflow_lab.student.checkpoint import export_hf
+        from kdflow_lab.student.export import export_hf
 
-        return export_hf(self.directory, Path(path))
+        return export_hf(self.directory, Path(path), step=step)
 
-    def student(self) -> Any:
-        """Load the student as a `transformers` model from the run's last checkpoint."""
-        from kdflow_lab.student.checkpoint import load_hf
+    def student(self, *, step: int | None = None) -> Any:
+        """Load the student as a `transformers` model from a checkpoint, by default the last one."""
+        from kdflow_lab.student.export import load_hf
 
-        return load_hf(self.directory)
+        return load_hf(self.directory, step=step)
 
     def plot(self) -> Any:
         """Return the run's figure: live while the run is, static where nothing runs."""
         from kdflow_lab.widgets.curves import RunFigure
 
         return RunFigure(self)
+
+    def compare(self, *others: Run) -> Any:
+        """Return this run beside others: their curves, what differs, and what they reached."""
+        from kdflow_lab.widgets.compare import Comparison
+
+        return Comparison((self, *others))
+
+    def replay(self, step: int | None = None) -> Any:
+        """Run a step that was left out again, row by row on this CPU: what is not finite, and why.
+
+        Needs no cluster. The result shows itself as a table, in a notebook or a terminal.
+
+        Args:
+            step: A step with a `skipped` event; by default the last one whose batch was kept.
+
+        Raises:
+            RunError: There is no such step, or its batch was not kept.
+        """
+        from kdflow_lab.evaluate.replay import replay
+
+        return replay(self.directory, step)
 
     def __repr__(self) -> str:
         """One line: name, state and step."""
@@ -218,6 +329,6 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def runs(folder: str | Path = "kdflow_runs") -> list[Run]:
-    """List the runs in a folder, oldest first."""
-    return [Run(directory.path) for directory in list_runs(folder)]
+def runs(folder: str | Path = "kdflow_runs") -> RunList:
+    """List the runs in a folder, living or not, oldest first; needs no cluster."""
+    return RunList(Run(directory.path) for directory in list_runs(folder))

@@ -36,6 +36,14 @@ class Session:
         """
         raise NotImplementedError
 
+    def lab_of(self, run: Run) -> Lab:
+        """Return the lab that can resume or fork a run."""
+        return run.lab
+
+    def attach(self, where: str | None) -> Lab:
+        """Take hold of a living lab, and keep it."""
+        raise NotImplementedError
+
     def up(self, options: dict[str, Any]) -> Lab:
         """Bring a lab up and keep it."""
         raise NotImplementedError
@@ -77,8 +85,21 @@ class Session:
             name = names[0]
         for path in (Path(str(name)).expanduser(), root / str(name)):
             if (path / "config.yaml").is_file():
-                return open_run(path)
+                return self._opened(open_run(path))
         known = (
             f" It holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}." if names else ""
         )
         raise RunError(f"There is no run {name!r} in {root}.{nearest(str(name), names)}{known}")
+
+    def run_at(self, name: Any = None, folder: str | Path | None = None) -> tuple[Run, int | None]:
+        """Open a run that may be followed by a step, as `my-run@200`; see `run`."""
+        text = name if isinstance(name, str) else ""
+        stem, at, step = text.rpartition("@")
+        if at and step.isdigit():
+            return self.run(stem or None, folder), int(step)
+        return self.run(name, folder), None
+
+    def _opened(self, run: Run) -> Run:
+        """Bind a run to the current lab if it lies in that lab's folder."""
+        lab = self.current_lab()
+        return lab.run(run.path) if lab is not None and run.path.parent == lab.dir else run

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdflow_lab.config import LabConfig
-    from kdflow_lab.engines import Engines
     from kdflow_lab.run import Run
 
 
@@ -25,29 +25,31 @@ class LabStatus:
     lines: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, config: LabConfig, engines: Engines, runs: list[Run]) -> LabStatus:
-        """Look at a lab's parts."""
+    def of(
+        cls, config: LabConfig, folder: Path | None, said: dict[str, Any] | None, runs: list[Run]
+    ) -> LabStatus:
+        """Put together what the lab's supervisor said (None if it does not live) and its runs."""
         lines = [("teacher", config.teacher), ("student", config.student)]
-        cluster, teacher = engines.cluster, engines.teacher
-        if cluster is None or teacher is None:
-            state = "down"
-        else:
-            lost = cluster.lost
-            state = "broken" if lost else "up"
-            lines += [
-                ("backend", f"{teacher.backend} ({teacher.why})"),
-                ("hidden states", f"{teacher.hidden_size} x {teacher.dtype}"),
-                ("students", f"{config.students} on {engines.device}"),
-                ("threads", f"{engines.threads(1 + config.students)} an engine"),
-            ]
-            if lost:
-                lines.append(("died", ", ".join(lost)))
+        state = "down" if said is None else said["state"]
+        if said is not None and folder is not None:
+            lines.append(("lab", folder.name))
+            teacher = said["teacher"]
+            if teacher is not None:
+                lines += [
+                    ("backend", f"{teacher.backend} ({teacher.why})"),
+                    ("hidden states", f"{teacher.hidden_size} x {teacher.dtype}"),
+                    ("students", f"{config.students} on {said['device']}"),
+                    ("threads", f"{said['threads']} an engine"),
+                ]
+            if said["lost"]:
+                lines.append(("died", ", ".join(said["lost"])))
+            lines.append(("attached", ", ".join(said["kernels"])))
         lines += [(run.name, f"{run.state}, step {run.step} of {run.steps or '?'}") for run in runs]
         return cls(state, tuple(lines))
 
     def __str__(self) -> str:
         """The lines, aligned."""
-        lines = [("lab", self.state), *self.lines]
+        lines = [("state", self.state), *self.lines]
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -57,6 +59,6 @@ class LabStatus:
         rows = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
             f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in (("lab", self.state), *self.lines)
+            for name, value in (("state", self.state), *self.lines)
         )
         return f"<table>{rows}</table>"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from kdflow_lab.algorithms.base import Algorithm
+    from kdflow_lab.data.batches import MicroBatch
     from kdflow_lab.losses import Head
     from kdflow_lab.student.feed import TeacherFeed
     from kdflow_lab.student.fsdp import Student
@@ -18,17 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class StepResult:
-    """This rank's share of a step's sums, and what is global already.
+    """What a step came to, the same on every rank but for `batches`.
 
     Attributes:
-        sums: Float64[4]: loss, ce, kd, agreement; over all ranks they add up to the step's values.
+        loss: Of the whole batch, nats a response token; also `ce` and `kd`.
+        agreement: Share of response tokens whose top token is the teacher's.
         grad_norm: Norm of the whole gradient before clipping.
-        num_tokens: Tokens this rank ran through its model, prompts included.
+        total_tokens: Tokens that all ranks ran through their model, prompts included.
+        batches: This rank's micro-batches.
     """
 
-    sums: torch.Tensor
+    loss: float
+    ce: float
+    kd: float
+    agreement: float
     grad_norm: float
-    num_tokens: int
+    total_tokens: int
+    batches: list[MicroBatch]
 
 
 def distill_step(
@@ -45,11 +53,12 @@ def distill_step(
     """Run the step's micro-batches, sum their gradients, clip, and update the weights.
 
     A slot of the ring is given back right after the loss: the gradients with respect to everything
-    the teacher's rows touch are computed by then. Skips the update if the gradient is not finite.
+    the teacher's rows touch are computed by then. The update is left out, on all ranks, if the loss
+    or the gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(4, dtype=torch.float64)
-    num_tokens = 0
+    sums = torch.zeros(5, dtype=torch.float64)  # loss, ce, kd, agreement, tokens
+    batches = []
     for _ in range(micro_batches):
         batch, rows = feed.next()
         teacher_hidden = None if rows is None else rows.tensor
@@ -61,11 +70,14 @@ def distill_step(
         student.backward(output.loss)
         values = torch.stack([output.loss.detach(), output.ce, output.kd, output.agreement])
         if batch.labels.numel():  # an empty micro-batch has nothing to add, not even NaN
-            sums += values.double().cpu()
-        num_tokens += batch.input_ids.numel()
+            sums[:4] += values.double().cpu()
+        sums[4] += batch.input_ids.numel()
+        batches.append(batch)
     parameters = student.model.parameters()
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
-    if math.isfinite(norm):
+    dist.all_reduce(sums)
+    loss, ce, kd, agreement, total_tokens = sums.tolist()
+    if math.isfinite(norm) and math.isfinite(loss):
         optimizer.step()
-    return StepResult(sums, norm, num_tokens)
+    return StepResult(loss, ce, kd, agreement, norm, int(total_tokens), batches)

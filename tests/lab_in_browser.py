@@ -167,10 +167,14 @@ class LabPage:
         address = f"{self.server.url}/lab/tree/{notebook}?token={self.server.token}&reset"
         self.page.goto(address, wait_until="domcontentloaded")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=timeout_s * 1000)
+        self._wait_until_idle(timeout_s=timeout_s)
+
+    def _wait_until_idle(self, *, timeout_s: float) -> None:
+        """Wait until the notebook has a kernel that is connected and idle."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             dialog = self.dismiss_dialog()
-            kernel = self.server.kernel(notebook)
+            kernel = self.server.kernel(self.notebook)
             if (
                 not dialog
                 and kernel is not None
@@ -179,7 +183,7 @@ class LabPage:
             ):
                 return
             self.page.wait_for_timeout(100)
-        raise TimeoutError(f"the kernel of {notebook} did not become idle in {timeout_s} s")
+        raise TimeoutError(f"the kernel of {self.notebook} did not become idle in {timeout_s} s")
 
     def dismiss_dialog(self) -> bool:
         """Accept the dialog that is open; tell whether there was one."""
@@ -192,6 +196,21 @@ class LabPage:
         """Choose Run, Run All Cells in the menu."""
         self.page.click(".lm-MenuBar-item:has-text('Run')")
         self.page.click("[data-command='runmenu:run-all']")
+
+    def run_cell(self, number: int) -> None:
+        """Run one code cell, counted from 0, as Shift+Enter does."""
+        editor = self.page.locator(".jp-CodeCell .jp-Editor .cm-content").nth(number)
+        editor.scroll_into_view_if_needed()
+        editor.click()
+        self.page.keyboard.press("Shift+Enter")
+
+    def restart_kernel(self, *, timeout_s: float = 30) -> None:
+        """Choose Kernel, Restart Kernel in the menu, say yes, and wait for the new one."""
+        self.page.click(".lm-MenuBar-item:has-text('Kernel')")
+        self.page.click("[data-command='kernelmenu:restart']")
+        self.page.click(".jp-Dialog .jp-mod-accept, .jp-Dialog .jp-mod-warn")
+        self.page.wait_for_selector(".jp-Dialog", state="detached", timeout=timeout_s * 1000)
+        self._wait_until_idle(timeout_s=timeout_s)
 
     def outputs(self) -> list[str]:
         """Return the text of each output on the page."""

@@ -50,6 +50,8 @@ class Case:
     activation_checkpointing: bool = False
     batch_size: int = 12
     loss: str = "forward_kl"
+    loss_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hidden_loss: str = "none"
     kd_ratio: float = 0.6
     sft: bool = False
     precision: str = "float32"
@@ -163,6 +165,8 @@ def _step(rank: int, world_size: int, socket: str, models: Any, case: Case) -> S
     config = DistillConfig.parse(
         algorithm="sft" if case.sft else "vanilla_kd",
         loss=case.loss,
+        loss_params=case.loss_params,
+        hidden_loss=case.hidden_loss,
         kd_ratio=0.0 if case.sft else case.kd_ratio,
         packing=case.packing,
         chunk_tokens=case.chunk_tokens,
@@ -184,9 +188,14 @@ def _step(rank: int, world_size: int, socket: str, models: Any, case: Case) -> S
         pack(table, by_rank[rank], step=0, index=index)
         for index, by_rank in enumerate(step.micro_batches)
     ]
-    student = Student(student_path, config=config, mesh=init_device_mesh("cpu", (world_size,)))
-    algorithm = make_algorithm(config)
+    algorithm: Any = make_algorithm(config)
     teacher = TransformersTeacher(teacher_path)
+    student = Student(
+        student_path,
+        config=config,
+        mesh=init_device_mesh("cpu", (world_size,)),
+        beside=None if case.sft else lambda width: algorithm.beside(width, teacher.hidden_size),
+    )
     teacher_head = Head.from_pretrained(teacher_path, dtype=torch.float32)
     total = torch.zeros(())
     operations: list[str] = []

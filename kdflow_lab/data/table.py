@@ -66,6 +66,17 @@ class TokenTable:
         sums = np.concatenate([[0], np.cumsum(self.response_mask, dtype=np.int64)])
         return np.diff(sums[self.offsets])
 
+    def first(self, count: int) -> TokenTable:
+        """Return the table of the first `count` rows, or of all if there are fewer; no copy."""
+        count = min(count, len(self))
+        end = self.offsets[count]
+        return TokenTable(
+            self.input_ids[:end],
+            self.offsets[: count + 1],
+            self.response_mask[:end],
+            self.row_index[:count],
+        )
+
     def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Return the ids and the response mask of a row, as views."""
         part = slice(self.offsets[index], self.offsets[index + 1])

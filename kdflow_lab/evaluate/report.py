@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 FIGURES = ("exact_match", "kl", "agreement", "perplexity")
 
 
+def perplexity(cross_entropy: float) -> float:
+    """Exp of a mean cross-entropy in nats; infinity where that is beyond a float."""
+    return math.inf if cross_entropy > 700 else math.exp(cross_entropy)  # math.exp raises instead
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """How a model did on held-out rows.
@@ -71,8 +76,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """Exp of the mean cross-entropy of the reference answers' tokens."""
-        mean = self._total("ce") / self._total("tokens")
-        return math.inf if mean > 700 else math.exp(mean)  # math.exp raises instead
+        return perplexity(self._total("ce") / self._total("tokens"))
 
     def _total(self, column: str) -> float:
         return float(self.frame[column].to_numpy(dtype=float).sum())

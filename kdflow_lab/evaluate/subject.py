@@ -9,35 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from kdflow_lab.align.shared_vocab import shared_vocabulary
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.data import sources
-from kdflow_lab.data.batches import MicroBatch, pack
 from kdflow_lab.data.prompts import prompts, references, with_answer
 from kdflow_lab.data.tokens import TokenTable, tokenize
 from kdflow_lab.errors import DataError
+from kdflow_lab.evaluate.batches import ask, batches_of, connect, row_sums, share_of
 from kdflow_lab.evaluate.generation import generate
 from kdflow_lab.load import load_model, load_tokenizer
 from kdflow_lab.losses import Head, per_token
 from kdflow_lab.rundir import RunDirectory
-from kdflow_lab.student import checkpoint
-from kdflow_lab.student.feed import TeacherFeed
-from kdflow_lab.transport.layout import SlotLayout
-from kdflow_lab.transport.student_end import StudentEnd
+from kdflow_lab.student.export import load_hf, load_tokenizer_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from kdflow_lab.jobs import SubjectJob
+    from kdflow_lab.data.batches import MicroBatch
+    from kdflow_lab.jobs import SubjectJob, TeacherInfo
 
 Progress = Callable[[int, int], None]
-BATCH_TOKENS = 4096
-"""Tokens scored at once."""
-AHEAD = 2
-"""Batches that the teacher may be ahead."""
 
 
 class _Subject:
@@ -53,8 +46,8 @@ class _Subject:
         )
         if job.is_run:
             directory = RunDirectory(job.model)
-            model = checkpoint.load_hf(directory)
-            self.tokenizer = checkpoint.load_tokenizer_of(directory)
+            model = load_hf(directory)
+            self.tokenizer = load_tokenizer_of(directory)
         else:
             trust = job.trust_remote_code
             model = load_model(job.model, trust_remote_code=trust)
@@ -102,14 +95,12 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
         max_length=job.options["max_length"],
         truncation="error",
     )
-    # longest first, dealt out in turn: every rank gets as many rows and about as many tokens
-    order = np.argsort(-table.lengths, kind="stable")
-    mine = [int(row) for row in order[subject.rank :: subject.world_size]]
+    mine = share_of(table, rank=subject.rank, world_size=subject.world_size).tolist()
     answers: dict[int, str | None] = dict.fromkeys(mine)
     asks = job.options["generate"] and "text" not in subject.dataset.column_names
     total = len(mine) * (2 if asks else 1)
     lines = {}
-    for row, line in _score_rows(subject, job, table, order):
+    for row, line in _score_rows(subject, job, table):
         lines[row] = line
         on_progress(len(lines), total)
     if asks:
@@ -166,12 +157,26 @@ def write(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
 
 
 def _score_rows(
-    subject: _Subject, job: SubjectJob, table: TokenTable, order: np.ndarray
+    subject: _Subject, job: SubjectJob, table: TokenTable
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield this rank's rows with the sums of kl, ce and agreement over their response tokens."""
-    teacher = job.teacher
-    if teacher is None or job.place.socket is None:
-        raise DataError("Scoring needs the teacher.")
+    head, teacher_head = heads_of(subject, job)
+    for batch, hidden, teacher_hidden in hidden_of_both(subject, job, table):
+        labels = batch.labels.to(subject.device)
+        tokens = per_token(hidden, head, teacher_hidden, teacher_head, labels)
+        counts, summed = row_sums(batch, tokens, table)
+        for place, row in enumerate(batch.data_rows):
+            sums = {name: float(values[place]) for name, values in summed.items()}
+            yield int(row), {"tokens": int(counts[place]), **sums}
+
+
+def heads_of(subject: _Subject, job: SubjectJob) -> tuple[Head, Head]:
+    """Return the model's head and the teacher's, both cut to the ids that the two models share.
+
+    Raises:
+        ModelError: Model and teacher have different tokenizers.
+    """
+    teacher = _teacher_of(job)
     teacher_head = Head.from_pretrained(teacher.path, dtype=getattr(torch, teacher.dtype))
     shared = shared_vocabulary(
         load_tokenizer(teacher.path, trust_remote_code=job.trust_remote_code),
@@ -179,104 +184,58 @@ def _score_rows(
         teacher_rows=teacher_head.weight.shape[0],
         student_rows=Head.of(subject.model).weight.shape[0],
     )
-    teacher_head = teacher_head.to(subject.device).cut(shared.size)
     head = Head.of(subject.model, shared.size)
+    return head, teacher_head.to(subject.device).cut(shared.size)
+
+
+def hidden_of_both(
+    subject: _Subject, job: SubjectJob, table: TokenTable
+) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor]]:
+    """Yield this rank's micro-batches, but empty ones, with both models' final hidden states.
+
+    Yields:
+        The micro-batch of T response tokens, the model's rows, Float[T, Hs], and the teacher's,
+        Float[T, Ht], both on the subject's device; on a CPU the latter lie in the ring, where they
+        are valid until the next micro-batch.
+
+    Raises:
+        TransportError: The teacher failed or died.
+    """
+    teacher = _teacher_of(job)
     packed = not why_not_packed(subject.model)
     own_attention = subject.model.config._attn_implementation
     if packed:
         use_packed_attention(subject.model)
-    batches = list(_batches(table, order, subject.rank, subject.world_size))
-    layout = SlotLayout(
-        max_tokens=max(batch.input_ids.numel() for batch in batches),
-        max_sequences=max(len(batch.data_rows) for batch in batches),
-        max_rows=max(batch.rows.numel() for batch in batches),
-        hidden_size=teacher.hidden_size,
-        dtype_name=teacher.dtype,
-    )
-    with StudentEnd(
-        job.place.socket,
-        rank=subject.rank,
-        world_size=subject.world_size,
-        layout=layout,
-        slots=AHEAD,
+    rank, world_size = subject.rank, subject.world_size
+    batches = batches_of(table, rank=rank, world_size=world_size)
+    with connect(
+        batches, job.place.socket or "", rank=rank, world_size=world_size, teacher=teacher
     ) as end:
-        feed = TeacherFeed(iter(batches), end)
-        for _ in batches:
-            batch, hidden = feed.next()
-            if hidden is None:
-                raise DataError("Scoring needs the teacher.")
+        for batch, teacher_hidden in ask(batches, end):
             if batch.input_ids.numel():
-                sums = _sums(subject, batch, hidden.tensor, head, teacher_head, table, packed)
-                yield from zip(map(int, batch.data_rows), sums, strict=True)
-            hidden.release()
+                hidden = _hidden(subject, batch, packed)
+                yield batch, hidden, teacher_hidden.to(subject.device)
     if packed:
         subject.model.set_attn_implementation(own_attention)
 
 
-@torch.inference_mode()
-def _sums(
-    subject: _Subject,
-    batch: MicroBatch,
-    teacher_hidden: torch.Tensor,
-    head: Head,
-    teacher_head: Head,
-    table: TokenTable,
-    packed: bool,
-) -> list[dict[str, float]]:
-    """The sums of each row of a micro-batch."""
-    hidden = decode(
+def _teacher_of(job: SubjectJob) -> TeacherInfo:
+    """The teacher that a job was given, with the place to meet it."""
+    if job.teacher is None or job.place.socket is None:
+        raise DataError("Scoring needs the teacher.")
+    return job.teacher
+
+
+@torch.no_grad()
+def _hidden(subject: _Subject, batch: MicroBatch, packed: bool) -> torch.Tensor:
+    """The model's final hidden states of a micro-batch's response tokens, Float[T, Hs]."""
+    return decode(
         subject.model.get_decoder(),
         batch.input_ids.to(subject.device),
         batch.cu_seqlens,
         packed=packed,
         pad_id=subject.pad_id,
     ).index_select(0, batch.rows.to(subject.device))
-    tokens = per_token(
-        hidden,
-        head,
-        teacher_hidden.to(subject.device),
-        teacher_head,
-        batch.labels.to(subject.device),
-    )
-    counts = table.response_lengths[np.asarray(batch.data_rows, dtype=np.int64)]
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    columns = {"kl": tokens.kd, "ce": tokens.ce, "agreement": tokens.agreement}
-    summed = {
-        name: np.add.reduceat(values.double().cpu().numpy(), starts)
-        for name, values in columns.items()
-    }
-    return [
-        {"tokens": int(count), **{name: float(summed[name][row]) for name in columns}}
-        for row, count in enumerate(counts)
-    ]
-
-
-def _batches(
-    table: TokenTable, order: np.ndarray, rank: int, world_size: int
-) -> Iterator[MicroBatch]:
-    """Yield a rank's micro-batches; all ranks have as many, the last ones may be empty.
-
-    The teacher serves the ranks in turn, so all must ask for the same numbers of micro-batches.
-    """
-    shares = [order[other::world_size] for other in range(world_size)]
-    cuts = [_cut(table, share) for share in shares]
-    for index in range(max(map(len, cuts))):
-        rows = cuts[rank][index] if index < len(cuts[rank]) else []
-        yield pack(table, rows, step=0, index=index)
-
-
-def _cut(table: TokenTable, share: np.ndarray) -> list[list[int]]:
-    """Cut rows into lists of at most `BATCH_TOKENS` tokens (a longer row is alone)."""
-    lists: list[list[int]] = []
-    room = 0
-    for row in map(int, share):
-        length = int(table.lengths[row])
-        if not lists or length > room:
-            lists.append([])
-            room = BATCH_TOKENS
-        lists[-1].append(row)
-        room -= length
-    return lists
 
 
 def _judged(row: dict[str, Any], answer: str | None) -> dict[str, Any]:

@@ -1,123 +1,270 @@
-"""Checkpoints of a run by torch.distributed.checkpoint, and their way to a Hugging Face folder."""
+"""Checkpoints of a run by torch.distributed.checkpoint: all that the next step depends on.
+
+`checkpoints/<step>/` holds the sharded weights and the optimizer's state, the random state of every
+rank, what the algorithm keeps, and `state.json`: the step (which is the place in the data, since
+the data plan is a function of it) and the size of every file. The folder is written under another
+name, brought to the disk, and renamed when it is whole. A file that is missing or shorter than
+`state.json` says marks a damaged checkpoint, which is not taken (`kdflow_lab.checkpoints`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import os
 import shutil
-import tempfile
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from kdflow_lab.checkpoints import STATE, read_state
 from kdflow_lab.errors import RunError
-from kdflow_lab.hub import resolve_model
-from kdflow_lab.load import load_model, load_tokenizer, no_progress_bars
-from kdflow_lab.rundir import RunDirectory
+from kdflow_lab.student.group import is_broken, share
+
+if TYPE_CHECKING:
+    from kdflow_lab.rundir import RunDirectory
+
+FAILED = (Exception, CheckpointException)
+"""What DCP raises: its own error is no `Exception`."""
+FULL_BYTES = 1 << 20
+"""A disk with less room than this was full when a checkpoint failed."""
 
 
-def save(directory: RunDirectory, model: Any, step: int) -> Path:
-    """Save the sharded weights of a step; every rank calls it.
+def save(
+    directory: RunDirectory,
+    step: int,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    *,
+    algorithm: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Path:
+    """Write the checkpoint of a step; every rank calls it.
 
-    The checkpoint is written under another name and renamed when it is whole, so that a
-    half-written one is never found.
+    Args:
+        directory: The run's.
+        step: Steps done.
+        model: The sharded student.
+        optimizer: Its optimizer.
+        algorithm: Tensors that the algorithm keeps, the same on every rank or sharded.
+        **fields: Put into `state.json` and into the `checkpoint` event.
+
+    Raises:
+        RunError: It cannot be written, on whichever rank; earlier checkpoints are untouched.
     """
+    start = time.monotonic()
     path = directory.checkpoints / str(step)
     unfinished = directory.checkpoints / f".{step}.tmp"
-    if dist.get_rank() == 0:
-        for leftover in (unfinished, path):
-            shutil.rmtree(leftover, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    dist.barrier()
-    with _quiet():
-        dcp_save({"model": get_model_state_dict(model)}, checkpoint_id=unfinished)
-    if dist.get_rank() == 0:
-        os.replace(unfinished, path)
-        directory.event("checkpoint", step=step, path=str(path))
-    dist.barrier()
-    return path
-
-
-def latest(directory: RunDirectory) -> Path:
-    """Return the newest whole checkpoint.
-
-    Raises:
-        RunError: There is none.
-    """
-    found = [path for path in directory.checkpoints.glob("[0-9]*") if path.name.isdigit()]
-    if not found:
-        raise RunError(
-            f"{directory.path.name} has no checkpoint yet. A run writes one when it finishes or is "
-            "stopped; its state is "
-            f"{directory.state()!r}."
-        )
-    return max(found, key=lambda path: int(path.name))
-
-
-def load_hf(directory: RunDirectory) -> Any:
-    """Load a run's student as a plain `transformers` model; needs no cluster and no other rank.
-
-    Raises:
-        RunError: The run has no checkpoint yet.
-    """
-    checkpoint = latest(directory)
-    lab = directory.config()["lab"]
-    path = resolve_model(lab["student"])
-    model = load_model(path, trust_remote_code=lab["trust_remote_code"])
-    state = {"model": get_model_state_dict(model)}
-    with _quiet():
-        dcp_load(state, checkpoint_id=checkpoint, no_dist=True)
-    model.load_state_dict(state["model"])
-    return model.eval()
-
-
-def load_tokenizer_of(directory: RunDirectory) -> Any:
-    """Load the tokenizer of a run's student."""
-    lab = directory.config()["lab"]
-    path = resolve_model(lab["student"])
-    return load_tokenizer(path, trust_remote_code=lab["trust_remote_code"])
-
-
-def export_hf(directory: RunDirectory, path: Path) -> Path:
-    """Write a run's student with its tokenizer as a Hugging Face folder.
-
-    The folder appears whole or not at all.
-
-    Raises:
-        RunError: The run has no checkpoint, or `path` exists and is not a folder to replace.
-    """
-    path = path.expanduser().absolute()
-    is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if is_taken and not (path / "config.json").exists():
-        raise RunError(f"{path} exists and is not a model folder. Export to another path.")
-    model, tokenizer = load_hf(directory), load_tokenizer_of(directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    leader = dist.get_rank() == 0
+    problem = None
+    if leader:
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        except OSError as error:
+            problem = error
     try:
-        with no_progress_bars():
-            model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        readable = (unfinished / "config.json").stat().st_mode  # follows the umask; weights do not
-        for file in unfinished.iterdir():
-            file.chmod(readable)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(unfinished, path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _raise(share(problem), step)
+        moments = bool(optimizer.state)
+        state = _state_of(model, optimizer if moments else None, algorithm)
+        state[f"rng/{dist.get_rank()}"] = _random_state()
+        with quiet():
+            dcp_save(state, checkpoint_id=unfinished)
+        if leader:
+            known = {"step": step, "ranks": _world(), "moments": moments, **fields}
+            problem = _finish(unfinished, path, known)
+        _raise(share(problem), step)
+    except RunError:
         raise
+    except FAILED as error:  # DCP gathers the ranks' errors and raises them on all
+        if is_broken(error):  # it is not the disk
+            raise
+        raise RunError(_not_written(step, _cause(error, unfinished))) from error
+    finally:
+        if leader:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if leader:
+        size = sum(file.stat().st_size for file in path.iterdir())
+        directory.event(
+            "checkpoint",
+            step=step,
+            path=str(path),
+            bytes=size,
+            seconds=round(time.monotonic() - start, 3),
+            **fields,
+        )
     return path
+
+
+def load(
+    path: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    *,
+    algorithm: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint into a student and its optimizer; every rank calls it.
+
+    The number of ranks may differ from that of the writer: weights and optimizer state are dealt
+    out anew, and the random state is restored only where it means the same.
+
+    Args:
+        path: A checkpoint that `checkpoints.check` passed.
+        model: The sharded student.
+        optimizer: Its optimizer.
+        algorithm: Tensors to be filled in place.
+
+    Returns:
+        What `state.json` says.
+
+    Raises:
+        RunError: It cannot be read, or is of another model.
+    """
+    saved = read_state(path)
+    moments = saved.get("moments", True)
+    state = _state_of(model, optimizer if moments else None, algorithm)
+    same_ranks = saved["ranks"] == _world()
+    mine = f"rng/{dist.get_rank()}"
+    if same_ranks:
+        state[mine] = _random_state()
+    try:
+        with quiet():
+            dcp_load(state, checkpoint_id=path)
+    except FAILED as error:
+        if is_broken(error):
+            raise
+        raise not_read(path, error) from error
+    if moments:
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+    else:
+        set_model_state_dict(model, state["model"])
+    if same_ranks:
+        _restore_random_state(state[mine])
+    else:
+        torch.manual_seed(saved["step"] * saved["ranks"] + dist.get_rank())
+    return saved
+
+
+def not_read(path: Path, error: BaseException) -> RunError:
+    """Say that a checkpoint cannot be read, and why."""
+    return RunError(
+        f"The checkpoint {path} cannot be read: {_last_line(error)} Expected one of the same "
+        "student; look whether its files are whole."
+    )
+
+
+def _state_of(
+    model: Any, optimizer: torch.optim.Optimizer | None, algorithm: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What DCP writes and reads; without the optimizer where it has made no update.
+
+    It would be given a state then, by an update with gradients of zero. That counts as one, so that
+    a run which was paused before its first step would take other steps than one that was not.
+    """
+    if optimizer is None:
+        state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    else:
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optimizer": moments}
+    if algorithm:
+        state["algorithm"] = algorithm
+    return state
+
+
+def _finish(unfinished: Path, path: Path, fields: dict[str, Any]) -> OSError | None:
+    """Bring a written checkpoint to the disk and give it its name; return what went wrong."""
+    try:
+        sizes = {}
+        for file in sorted(unfinished.iterdir()):
+            sizes[file.name] = file.stat().st_size
+            _sync(file)
+        state = unfinished / STATE
+        state.write_text(json.dumps({**fields, "time": time.time(), "files": sizes}))
+        _sync(state)
+        _sync(unfinished)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(unfinished, path)
+        _sync(path.parent)
+    except OSError as error:
+        return error
+    return None
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _random_state() -> torch.Tensor:
+    """The state of the CPU's and, if there is one, this rank's GPU's generator, as bytes."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return torch.cat(states)
+
+
+def _restore_random_state(state: torch.Tensor) -> None:
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size].clone())
+    if state.numel() > size:
+        torch.cuda.set_rng_state(state[size:].clone())
+
+
+def _world() -> int:
+    return dist.get_world_size()
+
+
+def _raise(problem: OSError | None, step: int) -> None:
+    if problem is not None:
+        raise RunError(_not_written(step, problem))
+
+
+def _cause(error: BaseException, folder: Path) -> BaseException:
+    """Say that a disk is full where it is: the writer of tensors only says that it failed."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < FULL_BYTES:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
+
+
+def _not_written(step: int, error: BaseException) -> str:
+    return (
+        f"The checkpoint of step {step} cannot be written: {_last_line(error)} Earlier ones are "
+        "untouched. Free some space or make the folder writable."
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of an error, which is what DCP's long ones come to."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[-1].strip().rstrip('.')}."
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """Silence DCP's remarks on single-process use, which say nothing to a user."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level

@@ -21,19 +21,26 @@ class TeacherFeed:
     """
 
     def __init__(
-        self, batches: Iterator[MicroBatch], end: StudentEnd | None, *, ahead: bool = True
+        self,
+        batches: Iterator[MicroBatch | None],
+        end: StudentEnd | None,
+        *,
+        ahead: bool = True,
+        timeout_s: float | None = None,
     ) -> None:
         """Take the micro-batches in the plan's order; nothing is sent before the first `next`.
 
         Args:
-            batches: This rank's micro-batches.
+            batches: This rank's micro-batches; None where there is none for the present.
             end: Where the teacher is asked; None for micro-batches alone.
             ahead: False asks for a micro-batch only when it is needed: teacher and students take
                 turns instead of working at the same time (`depth=0`).
+            timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
         """
         self._batches = batches
         self._end = end
         self._ahead = ahead
+        self._timeout_s = timeout_s
         self._sent: deque[MicroBatch] = deque()
         self.wait_s = 0.0
         """Seconds spent waiting for the teacher since the last `take_times`."""
@@ -48,12 +55,15 @@ class TeacherFeed:
             TransportError: The teacher failed or died.
         """
         if self._end is None:
-            return next(self._batches), None
+            batch = next(self._batches, None)
+            if batch is None:
+                raise StopIteration
+            return batch, None
         self._fill()
         if not self._sent:
             raise StopIteration
         start = time.perf_counter()
-        rows = self._end.receive()
+        rows = self._end.receive(self._timeout_s)
         self.wait_s += time.perf_counter() - start
         self.teacher_s += rows.teacher_s
         return self._sent.popleft(), rows

@@ -8,12 +8,14 @@ runs in a forward method registered with FSDP: inside it the head's weight is th
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import (
+    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -21,7 +23,7 @@ from torch.distributed.fsdp import (
 
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.load import load_model
-from kdflow_lab.losses import Head, LossOutput
+from kdflow_lab.losses import Head, LossOutput, PerToken, per_token
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from kdflow_lab.algorithms.base import Algorithm
     from kdflow_lab.config import DistillConfig
     from kdflow_lab.data.batches import MicroBatch
+
+ValueT = TypeVar("ValueT")
 
 
 class Student:
@@ -43,6 +47,7 @@ class Student:
         mesh: DeviceMesh,
         vocab_size: int | None = None,
         trust_remote_code: bool = False,
+        beside: Callable[[int], torch.nn.Module | None] | None = None,
     ) -> None:
         """Load the model in float32 and shard it over the mesh.
 
@@ -52,6 +57,8 @@ class Student:
             mesh: One-dimensional; its size is the number of students.
             vocab_size: Ids of the head that exist on both sides; None keeps all.
             trust_remote_code: Passed on to `transformers`.
+            beside: Gets the student's width; makes a module that is trained as a part of it, or
+                None (`Algorithm.beside`).
         """
         self.device = torch.device(mesh.device_type)
         self.world_size = mesh.size()
@@ -65,9 +72,13 @@ class Student:
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.pad_id = model.config.pad_token_id or 0
+        if beside is not None:
+            module = beside(model.get_output_embeddings().weight.shape[1])
+            if module is not None:
+                model.add_module("beside", module.to(model.device))
         layer_names = set(model._no_split_modules or [])
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if _compute_in_bf16(config, self.device) else None,
+            param_dtype=torch.bfloat16 if computes_in_bf16(config, self.device) else None,
             reduce_dtype=torch.float32,
             # The loss is a forward method of the root: casting its inputs would copy the teacher's
             # rows out of the ring, and round them.
@@ -79,6 +90,8 @@ class Student:
         fully_shard(model, mesh=mesh, mp_policy=policy)
         model.micro_batch_loss = types.MethodType(self._micro_batch_loss, model)
         register_fsdp_forward_method(model, "micro_batch_loss")
+        model.micro_batch_look = types.MethodType(self._micro_batch_look, model)
+        register_fsdp_forward_method(model, "micro_batch_look")
         self.model = model
 
     def loss(
@@ -133,6 +146,59 @@ class Student:
             num_valid_tokens=num_valid_tokens,
         )
 
+    def look(self, batch: MicroBatch, at: Callable[[Tensor, Head], ValueT]) -> ValueT:
+        """Run the model on a micro-batch without training it, and leave it as it was.
+
+        Dropout is off meanwhile, no gradient is kept, and the parameters are sharded again. Every
+        rank calls it, also with an empty micro-batch.
+
+        Args:
+            batch: This rank's micro-batch; it may be empty.
+            at: Gets the rows that predict response tokens, Float[T, H] on the student's device, and
+                the head, whose weight is whole only in there. Its result must not hold the weight.
+        """
+        modules: list[torch.nn.Module] = list(self.model.modules())
+        modes = [module.training for module in modules]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return self.model.micro_batch_look(batch, at)
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+                # FSDP keeps the root's parameters whole for a backward that does not come.
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def per_token(
+        self, batch: MicroBatch, teacher_hidden: Tensor | None, teacher_head: Head | None
+    ) -> PerToken:
+        """Compare the student with its teacher and the labels, token by token; trains nothing.
+
+        Args:
+            batch: This rank's micro-batch; it may be empty.
+            teacher_hidden: Float[T, Ht], or None without a teacher.
+            teacher_head: The frozen copy of the teacher's head, or None.
+
+        Returns:
+            Float[T] each: KL(teacher || student) and cross-entropy in nats, and agreement (0 or 1).
+        """
+
+        def compare(student_hidden: Tensor, student_head: Head) -> PerToken:
+            rows = None if teacher_hidden is None else teacher_hidden.to(self.device)
+            labels = batch.labels.to(self.device)
+            return per_token(student_hidden, student_head, rows, teacher_head, labels)
+
+        return self.look(batch, compare)
+
+    def _micro_batch_look(
+        self, model: Any, batch: MicroBatch, at: Callable[[Tensor, Head], ValueT]
+    ) -> ValueT:
+        hidden = response_hidden(
+            model, batch, device=self.device, packed=not self.why_padded, pad_id=self.pad_id
+        )
+        return at(hidden, Head.of(model, self.vocab_size))
+
     def shards(self) -> dict[str, Any]:
         """Tell how the parameters are sharded, for the `started` event: what makes FSDP2 real."""
         parameters = list(self.model.parameters())
@@ -164,6 +230,6 @@ def response_hidden(
     return hidden.index_select(0, batch.rows.to(device))
 
 
-def _compute_in_bf16(config: DistillConfig, device: torch.device) -> bool:
-    """`auto` computes in bfloat16 on a GPU and in float32 on a CPU."""
+def computes_in_bf16(config: DistillConfig, device: torch.device) -> bool:
+    """Tell whether a student does: `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from kdflow_lab.errors import KDFlowLabError
+
 if TYPE_CHECKING:
     from kdflow_lab.jobs import StudentPlace
 
 ValueT = TypeVar("ValueT")
-
-TIMEOUT = datetime.timedelta(seconds=60)
-"""How long a rank waits in a collective. A signal does not reach it there, so not for long."""
+_BROKEN = (
+    "gloo",
+    "pair closure",
+    "closed by peer",
+    "reset by peer",
+    "timed out waiting",
+    "wait timeout",
+)
+MEET_S = 0.05
+"""How often ranks meet that wait for one of them."""
 
 
 @contextlib.contextmanager
-def student_group(place: StudentPlace) -> Iterator[DeviceMesh]:
+def student_group(place: StudentPlace, *, timeout_s: float = 60.0) -> Iterator[DeviceMesh]:
     """Join the students' process group for the life of a job, on this thread.
+
+    Args:
+        place: Where this rank is.
+        timeout_s: How long a rank waits in a collective. A signal does not reach it there.
 
     Leaving by an exception destroys the group, so that the peers' collectives fail at once instead
     of waiting for a rank that will not come.
@@ -35,12 +50,19 @@ def student_group(place: StudentPlace) -> Iterator[DeviceMesh]:
         init_method=f"file://{place.rendezvous}",
         rank=place.rank,
         world_size=place.world_size,
-        timeout=TIMEOUT,
+        timeout=datetime.timedelta(seconds=timeout_s),
     )
     try:
         yield init_device_mesh(place.device, (place.world_size,))
     finally:
         dist.destroy_process_group()
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether a collective says that another rank is gone or late; it has no class of error."""
+    text = str(error).lower()
+    theirs = isinstance(error, RuntimeError) and not isinstance(error, KDFlowLabError)
+    return isinstance(error, dist.DistError) or (theirs and any(sign in text for sign in _BROKEN))
 
 
 def share(value: ValueT | None) -> ValueT:
@@ -50,6 +72,20 @@ def share(value: ValueT | None) -> ValueT:
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def made_by_leader(make: Callable[[], ValueT]) -> ValueT | None:
+    """Let rank 0 make something, however long it takes; return it there, and None elsewhere.
+
+    The ranks meet meanwhile: in one collective the others would not wait longer than its timeout.
+    """
+    if dist.get_world_size() == 1:
+        return make()
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make) if dist.get_rank() == 0 else None
+        while not share(None if made is None else made.done()):
+            time.sleep(MEET_S)
+        return None if made is None else made.result()
 
 
 def share_arrays(arrays: dict[str, Any] | None) -> dict[str, Any]:

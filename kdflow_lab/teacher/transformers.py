@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,11 +13,15 @@ from torch import Tensor
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.load import load_model
 
+if TYPE_CHECKING:
+    from kdflow_lab.transport.request import Request
+
 
 class TransformersTeacher:
     """Runs packed rows through the decoder alone; the head's product belongs to the students."""
 
     backend = "transformers"
+    batch_tokens = 0  # packed rows fill the cores already; together they only take more memory
 
     def __init__(
         self,
@@ -37,7 +43,7 @@ class TransformersTeacher:
             ModelError: The model cannot be loaded.
         """
         self.device = torch.device(device)
-        self.dtype = _own_dtype(path, self.device) if dtype == "auto" else getattr(torch, dtype)
+        self.dtype = own_dtype(path, self.device) if dtype == "auto" else getattr(torch, dtype)
         model = load_model(path, dtype=self.dtype, trust_remote_code=trust_remote_code).eval()
         self.why_padded = why_not_packed(model)
         """Why rows are padded; empty if they are packed."""
@@ -47,11 +53,26 @@ class TransformersTeacher:
         self._pad_id = model.config.get_text_config().pad_token_id or 0
         self._decoder = model.get_decoder().to(self.device)
 
+    def fill(self, requests: Sequence[Request]) -> None:
+        """See `Teacher.fill`."""
+        for request in requests:
+            self.hidden_states(request.input_ids, request.cu_seqlens, request.rows, request.out)
+
+    def close(self) -> None:
+        """See `Teacher.close`: there is nothing but memory, which goes with the last reference."""
+
     @torch.inference_mode()
     def hidden_states(
         self, input_ids: Tensor, cu_seqlens: Tensor, rows: Tensor, out: Tensor
     ) -> None:
-        """See `Teacher.hidden_states`."""
+        """Run packed rows and write the wanted ones.
+
+        Args:
+            input_ids: Int32[S] on the CPU, rows end to end; S > 0.
+            cu_seqlens: Int32[n + 1] on the CPU: where each row starts, and S.
+            rows: Int32[T], positions in [0, S) whose hidden states are wanted.
+            out: dtype[T, H], on the CPU.
+        """
         hidden = decode(
             self._decoder,
             input_ids.to(self.device),
@@ -66,8 +87,8 @@ class TransformersTeacher:
             out.copy_(hidden.index_select(0, rows.to(self.device)))
 
 
-def _own_dtype(path: str, device: torch.device) -> torch.dtype:
-    """float32 on a CPU; else what the checkpoint's config says."""
+def own_dtype(path: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of `auto`: float32 on a CPU; else what the checkpoint's config says."""
     if device.type == "cpu":
         return torch.float32
     config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))

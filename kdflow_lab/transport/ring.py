@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,10 +75,21 @@ class Ring:
     Made by a student (`create`), opened by the teacher from the descriptor it was sent (`attach`).
     """
 
-    def __init__(self, mapping: mmap.mmap, layout: SlotLayout, slots: int) -> None:
-        """Wrap a mapping that is large enough; use `create` or `attach`."""
+    def __init__(
+        self, mapping: mmap.mmap, layout: SlotLayout, slots: int, *, fd: int | None = None
+    ) -> None:
+        """Wrap a mapping that is large enough; use `create` or `attach`.
+
+        Args:
+            mapping: Shared memory of `slots` slots.
+            layout: Of every slot.
+            slots: How many.
+            fd: The memory's descriptor, closed with the ring; None if nobody will ask for it.
+        """
         self.layout = layout
         self.slots = slots
+        self._fd = fd
+        self._then: list[Callable[[], None]] = []
         self._mapping = mapping
         # Views are made from this array, not by torch.frombuffer: that one does not hold the
         # mapping's export, and a closed or collected map under a live tensor is a SIGSEGV.
@@ -112,8 +124,14 @@ class Ring:
         return cls(mapping, layout, slots), fd
 
     @classmethod
-    def attach(cls, fd: int, layout: SlotLayout, *, slots: int) -> Ring:
-        """Map the ring behind a descriptor that another process sent; the descriptor is closed.
+    def attach(cls, fd: int, layout: SlotLayout, *, slots: int, keep_fd: bool = False) -> Ring:
+        """Map the ring behind a descriptor that another process sent.
+
+        Args:
+            fd: Of the memory. Closed, also when this fails.
+            layout: Of every slot.
+            slots: How many.
+            keep_fd: Close the descriptor with the ring only, so that `fd` can be handed on.
 
         Raises:
             TransportError: It is no sealed memory of the size that the layout needs.
@@ -140,9 +158,23 @@ class Ring:
             raise TransportError(
                 f"Cannot map the ring's {_mib(size)} of shared memory: {error.strerror}. {_REMEDY}"
             ) from None
+        else:
+            kept, fd = (fd, -1) if keep_fd else (None, fd)
+            return cls(mapping, layout, slots, fd=kept)
         finally:
-            os.close(fd)
-        return cls(mapping, layout, slots)
+            if fd >= 0:
+                os.close(fd)
+
+    @property
+    def fd(self) -> int:
+        """The memory's descriptor, to be sent to another process of this user.
+
+        Raises:
+            TransportError: The ring is closed, or was attached without keeping it.
+        """
+        if self._fd is None:
+            raise TransportError("This ring has no descriptor any more that could be handed on.")
+        return self._fd
 
     @property
     def size(self) -> int:
@@ -247,11 +279,20 @@ class Ring:
         flat = torch.from_numpy(data).view(getattr(torch, layout.dtype_name))
         return flat.view(num_rows, layout.hidden_size)
 
+    def on_close(self, then: Callable[[], None]) -> None:
+        """Call `then` when the ring is closed, so that others who mapped it let go as well."""
+        self._then.append(then)
+
     def close(self) -> None:
         """Give the mapping back: at once, or when the last tensor that looks at it is gone."""
         self._memory = np.empty(0, np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+        while self._then:
+            self._then.pop()()
 
     def describe(self) -> dict[str, str | int]:
         """Name and sizes of the transport, for the `started` event."""

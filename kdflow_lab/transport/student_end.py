@@ -241,6 +241,11 @@ class StudentEnd:
         self._free.clear()
         self._ring.close()
 
+    def abandon(self) -> None:
+        """Leave without a goodbye, as if this rank had died: the teacher ends the whole session."""
+        self._hang_up()
+        self.close()
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self
@@ -274,7 +279,7 @@ class StudentEnd:
         if not packed:
             raise self._lost(
                 f"The teacher (pid {self.teacher_pid}) died, or its engine was killed. "
-                "lab.close() and lab.up() start it again."
+                "lab.up() starts it again."
             )
         message = Message.unpack(packed)
         if message.kind is Kind.REFUSED:

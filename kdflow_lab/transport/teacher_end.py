@@ -18,42 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdflow_lab.errors import TransportError
 from kdflow_lab.transport import sockets
 from kdflow_lab.transport.messages import MAX_MESSAGE_BYTES, Hello, Kind, Message
+from kdflow_lab.transport.request import Order, Request, read_request, total_tokens
 from kdflow_lab.transport.ring import Ring, SlotState
 
 if TYPE_CHECKING:
     from typing import Self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One micro-batch of one rank; the tensors lie in the slot until it is published or failed.
-
-    Attributes:
-        rank: Who asks.
-        step: Step of the data plan.
-        index: Micro-batch within the step.
-        input_ids: Int32[S], packed without padding.
-        cu_seqlens: Int32[n + 1], where each sequence starts, and S.
-        rows: Int32[T], positions in [0, S) whose hidden states are wanted.
-        out: dtype[T, H] inside the mapping, to be written once.
-        slot: Slot of the rank's ring.
-        sequence: Number of the request, counted by the rank.
-    """
-
-    rank: int
-    step: int
-    index: int
-    input_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    rows: torch.Tensor
-    out: torch.Tensor
-    slot: int
-    sequence: int
 
 
 @dataclass(slots=True)
@@ -85,6 +57,7 @@ class TeacherEnd:
         """
         self.world_size = world_size
         self._path = socket_path
+        self._expected = (0, "")  # hidden size and dtype of every rank's layout
         # World_size strangers may queue up beside the ranks before one is told to wait.
         self._listener: socket.socket | None = sockets.listen(socket_path, backlog=2 * world_size)
         self._ranks: dict[int, _Rank] = {}
@@ -109,22 +82,39 @@ class TeacherEnd:
             TransportError: A rank died, or speaks another version, has another layout, comes twice,
                 or asks out of order. All connected ranks are told the same.
         """
-        last = (-1, -1)
+        for batch in self.batches(hidden_size=hidden_size, dtype_name=dtype_name, most_tokens=0):
+            yield from batch
+
+    def batches(
+        self, *, hidden_size: int, dtype_name: str, most_tokens: int
+    ) -> Iterator[list[Request]]:
+        """Yield the same, in the same order, with what waits already taken together.
+
+        Waits for the first request of each list; adds those that follow it in order, are there
+        without waiting, and leave the list's tokens within the budget.
+
+        Args:
+            hidden_size: As in `requests`.
+            dtype_name: As in `requests`.
+            most_tokens: Budget of a list; its first request is taken in any case.
+
+        Raises:
+            TransportError: As in `requests`.
+        """
+        self._expected = (hidden_size, dtype_name)
+        order = Order(self.world_size)
         try:
             while True:
-                key: tuple[int, int] | None = None
-                for rank in range(self.world_size):
-                    with self._lock:
-                        request = self._next(rank, hidden_size, dtype_name)
-                        if self._closed:
-                            return
-                    if request is None:
-                        continue
-                    key = _in_order(request, key, last)
-                    yield request
-                if key is None:  # every rank has finished
+                batch: list[Request] = []
+                room: int | None = None
+                while request := self._next(order, room):
+                    batch.append(request)
+                    room = most_tokens - total_tokens(batch)
+                    if room <= 0:
+                        break
+                if not batch:
                     return
-                last = key
+                yield batch
         except TransportError as error:
             self._end(str(error))
             raise
@@ -158,32 +148,55 @@ class TeacherEnd:
         """Close."""
         self.close()
 
-    def _next(self, number: int, hidden_size: int, dtype_name: str) -> Request | None:
-        """Wait for a rank's next request; None if it has finished or this end is closed."""
-        while not self._closed:
-            rank = self._ranks.get(number)
-            if rank is not None and rank.finished:
-                return None
-            if rank is not None and rank.waiting:
-                return _read_request(number, rank, rank.waiting.popleft())
-            self._wait(hidden_size, dtype_name)
-        return None
+    def _next(self, order: Order, room: int | None) -> Request | None:
+        """Take the request whose turn it is.
 
-    def _wait(self, hidden_size: int, dtype_name: str) -> None:
-        """Block until something arrives on any socket, and take it in."""
+        Args:
+            order: Is moved on.
+            room: None waits for it. Else it is taken only if it is here and has no more tokens.
+
+        Returns:
+            None if there is none to take: not yet, or since all have finished, or this end is
+            closed.
+        """
+        with self._lock:
+            while not self._closed:
+                rank = self._ranks.get(order.rank)
+                if rank is not None and rank.finished:
+                    if not order.left_out():
+                        return None
+                elif rank is not None and rank.waiting:
+                    request = read_request(order.rank, rank.ring, rank.waiting[0])
+                    if room is not None and request.num_tokens > room:
+                        return None
+                    rank.waiting.popleft()
+                    order.took(request)
+                    return None if self._closed else request
+                elif not self._wait(None if room is None else 0):
+                    return None
+            return None
+
+    def _wait(self, timeout_ms: int | None) -> bool:
+        """Wait until something arrives on any socket, and take it in; False if nothing did.
+
+        Args:
+            timeout_ms: None waits for as long as it takes.
+        """
         actions: dict[int, Callable[[], None]] = {self._wake.fileno(): self._woken}
         if self._listener is not None:
             actions[self._listener.fileno()] = self._take_in
         for fd, stranger in self._strangers.items():
-            actions[fd] = _bind(self._introduced, stranger, hidden_size, dtype_name)
+            actions[fd] = _bind(self._introduced, stranger)
         for number, rank in self._ranks.items():
             if not rank.finished:
                 actions[rank.connection.fileno()] = _bind(self._heard, number, rank)
         poll = select.poll()
         for fd in actions:
             poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll():
+        events = poll.poll(timeout_ms)
+        for fd, _ in events:
             actions[fd]()
+        return bool(events)
 
     def _woken(self) -> None:
         """`close` was called: it takes over as soon as the lock is free."""
@@ -195,7 +208,7 @@ class TeacherEnd:
         connection, _ = self._listener.accept()
         self._strangers[connection.fileno()] = connection
 
-    def _introduced(self, connection: socket.socket, hidden_size: int, dtype_name: str) -> None:
+    def _introduced(self, connection: socket.socket) -> None:
         """Read a stranger's hello and make it a rank, or refuse it.
 
         Raises:
@@ -218,24 +231,27 @@ class TeacherEnd:
             connection.close()
             return
         try:
-            hello = self._checked(Hello.unpack(packed), hidden_size, dtype_name)
+            hello = self._checked(Hello.unpack(packed))
             if not fds:
                 raise TransportError("The hello of a student came without its ring's memory.")
             fd = fds.pop()
-            ring = Ring.attach(fd, hello.layout, slots=hello.slots)
+            ring = Ring.attach(fd, hello.layout, slots=hello.slots, keep_fd=True)
         except (TransportError, ValueError) as error:
             for fd in fds:
                 os.close(fd)
+            reason = f"A student (pid {peer.pid}) was refused: {error}"
+            # First of all: who was refused may come again at once, to those who listen next.
+            self._stop_listening(Message(Kind.ENDED, text=reason))
             _send(connection, Message(Kind.REFUSED, text=str(error)))
             connection.close()
-            raise TransportError(f"A student (pid {peer.pid}) was refused: {error}") from None
+            raise TransportError(reason) from None
         self._ranks[hello.rank] = _Rank(connection, ring, peer.pid)
         _send(connection, Message(Kind.WELCOME))
         if len(self._ranks) == self.world_size:
             text = f"All {self.world_size} ranks are served already. Expected each rank once."
             self._stop_listening(Message(Kind.REFUSED, text=text))
 
-    def _checked(self, hello: Hello, hidden_size: int, dtype_name: str) -> Hello:
+    def _checked(self, hello: Hello) -> Hello:
         """Refuse a rank that does not belong to this job, or expects another teacher."""
         if hello.world_size != self.world_size or not 0 <= hello.rank < self.world_size:
             raise TransportError(
@@ -249,7 +265,8 @@ class TeacherEnd:
                 "Expected each rank once; give each student its own."
             )
         theirs = (hello.layout.hidden_size, hello.layout.dtype_name)
-        if theirs != (hidden_size, dtype_name):
+        if theirs != self._expected:
+            hidden_size, dtype_name = self._expected
             raise TransportError(
                 f"The slots of rank {hello.rank} are for hidden rows of {theirs[0]} x {theirs[1]}, "
                 f"but the teacher's are {hidden_size} x {dtype_name}. Make the layout from the "
@@ -333,51 +350,6 @@ class TeacherEnd:
                 connection.close()
         self._listener.close()
         self._listener = None
-
-
-def _read_request(number: int, rank: _Rank, message: Message) -> Request:
-    """Look into the slot that a handle names.
-
-    Raises:
-        TransportError: The slot does not hold that request, or the counts in it do not fit.
-    """
-    header = rank.ring.header(message.slot)
-    if (header.sequence, header.rank) != (message.sequence, number):
-        raise TransportError(
-            f"Rank {number} asked for request {message.sequence} in slot {message.slot}, but the "
-            f"slot holds request {header.sequence} of rank {header.rank}. This is a bug of "
-            "kdflow-lab: please report it."
-        )
-    input_ids, cu_seqlens, rows = map(torch.from_numpy, rank.ring.request(message.slot, header))
-    return Request(
-        rank=number,
-        step=header.step,
-        index=header.micro_batch,
-        input_ids=input_ids,
-        cu_seqlens=cu_seqlens,
-        rows=rows,
-        out=rank.ring.hidden(message.slot, header.num_rows),
-        slot=message.slot,
-        sequence=message.sequence,
-    )
-
-
-def _in_order(
-    request: Request, key: tuple[int, int] | None, last: tuple[int, int]
-) -> tuple[int, int]:
-    """Check that a request follows the last round and agrees with its own.
-
-    Raises:
-        TransportError: It does not.
-    """
-    got = (request.step, request.index)
-    if (key is None and got > last) or got == key:
-        return got
-    expected = f"one after {last}" if key is None else f"{key}, as the ranks before it"
-    raise TransportError(
-        f"Rank {request.rank} asked for (step, micro-batch) {got}; expected {expected}. All ranks "
-        "must follow the same data plan, in order, empty micro-batches included."
-    )
 
 
 def _bind(function: Callable[..., None], *arguments: object) -> Callable[[], None]:

@@ -253,10 +253,7 @@ def test_many_micro_batches_arrive_untorn_and_in_order(socket_path: str, depth: 
 # Who dies is missed
 
 
-DIED = (
-    "The teacher (pid {pid}) died, or its engine was killed. "
-    "lab.close() and lab.up() start it again."
-)
+DIED = "The teacher (pid {pid}) died, or its engine was killed. lab.up() starts it again."
 
 
 def test_teacher_killed_while_it_computes_ends_the_students_wait(socket_path: str):

@@ -57,7 +57,7 @@ def _distill(monkeypatch: pytest.MonkeyPatch, events: Any = FINISHED) -> list[di
 def test_help_lists_the_commands(words: list[str], capsys: Capture) -> None:
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
-    assert "kdflow distill  Train the student" in out
+    assert "kdflow distill    Train the student" in out
     assert "%" not in out
     assert err == ""
 
@@ -88,7 +88,7 @@ def test_help_of_distill_has_the_labs_options_too(capsys: Capture) -> None:
         ("distill --teacher org/t", "Say --student, such as"),
         ("distill --teacher org/t --student org/s --lr -1", "Option 'lr' = -1 cannot be used"),
         ("distill --teacher org/t --student org/s --students 0", "Option 'students' = 0"),
-        ("export", "kdflow export needs a folder: export [RUN] PATH."),
+        ("export", "kdflow export needs a folder: export [RUN[@STEP]] PATH."),
         ("plot", "kdflow plot needs --save FILE: a shell shows no figure."),
         ("help distil", "Did you mean 'distill'?"),
     ],
@@ -161,13 +161,24 @@ def test_runs_is_a_table(tmp_path: Path, capsys: Capture) -> None:
         os.utime(tmp_path / name / "config.yaml", (1_000_000 - age, 1_000_000 - age))
     assert cli.main(["runs"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["RUN", "STATE", "STEP", "LOSS", "STARTED"]
+    assert lines[0] == ["RUN", "STATE", "STEP", "LOSS", "STARTED", "FROM"]
     assert [line[:3] for line in lines[1:]] == [
         ["done", "finished", "10/10"],
         ["broken", "failed", "0/10"],
         ["new", "starting", "0/?"],
     ]
     assert lines[1][3] == "0.1"
+
+
+def test_runs_say_where_a_fork_began_and_how_often_a_run_was_started(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    write_run(tmp_path / "base", (*FAILED, ("starting", {}), *FINISHED[1:]), steps(10))
+    write_run(tmp_path / "fork", config={"parent": {"run": str(tmp_path / "base"), "step": 4}})
+    assert cli.main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert "finished (2 attempts)" in out
+    assert "4/10" in out and out.splitlines()[2].endswith("base@4")
 
 
 def test_runs_of_another_folder(tmp_path: Path, capsys: Capture) -> None:
@@ -197,7 +208,7 @@ def test_set_reaches_the_run(tmp_path: Path, capsys: Capture) -> None:
     with running(tmp_path / "a") as run:
         assert cli.main(["set", "a", "lr=1e-4", "--loss", "rkl"]) == 0
         line = json.loads((run.path / "control.jsonl").read_text())
-    assert line["changes"] == {"lr": 1e-4, "loss": "reverse_kl"}
+    assert line["changes"] == {"lr": 1e-4, "loss": "reverse_kl", "loss_params": {}}
     assert capsys.readouterr().out == "a: lr = 0.0001, loss = rkl from the next step on.\n"
 
 
@@ -225,18 +236,19 @@ def test_export_of_a_run_without_a_checkpoint_fails(tmp_path: Path, capsys: Capt
 def test_export_takes_one_word_for_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, str, int | None]] = []
 
-    def export(self: Run, path: str) -> Path:
-        seen.append((self.name, path))
+    def export(self: Run, path: str, *, step: int | None = None) -> Path:
+        seen.append((self.name, path, step))
         return Path(path)
 
     monkeypatch.setattr(Run, "export", export)
     write_run(tmp_path / "a")
     assert cli.main(["export", "out"]) == 0
     assert cli.main(["export", "a", "out2"]) == 0
-    assert seen == [("a", "out"), ("a", "out2")]
-    assert capsys.readouterr().out == "out\nout2\n"
+    assert cli.main(["export", "a@20", "out3"]) == 0
+    assert seen == [("a", "out", None), ("a", "out2", None), ("a", "out3", 20)]
+    assert capsys.readouterr().out == "out\nout2\nout3\n"
 
 
 def test_plot_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -325,6 +337,72 @@ def test_second_interrupt_gives_the_run_up(
         assert json.loads((run.path / "control.jsonl").read_text())["command"] == "stop"
     assert "kdflow: Gave a up at step 3." in capsys.readouterr().err
     assert len(labs) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "step", "changes"),
+    [
+        (["fork", "a", "--loss", "rkl", "--lr", "1e-4"], None, {"loss": "rkl", "lr": 1e-4}),
+        (["fork", "a@40", "--students", "2"], 40, {}),
+        (["fork", "a", "--step", "60"], 60, {}),
+        (["fork"], None, {}),
+    ],
+)
+def test_fork_reaches_a_lab_of_the_runs_models(
+    line: list[str],
+    step: int | None,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labs: list[Lab],
+) -> None:
+    write_run(tmp_path / "a", config={"lab": {"teacher": "org/t", "student": "org/s"}})
+    seen: list[Any] = []
+
+    def fork(self: Lab, run: Run, *, step: int | None = None, **changes: Any) -> Run:
+        seen.append((self.config.teacher, run.name, step, changes))
+        return write_run(tmp_path / "a-fork1")
+
+    monkeypatch.setattr(Lab, "fork", fork)
+    assert cli.main(line) == 0
+    assert seen == [("org/t", "a", step, changes)]
+
+
+def test_resume_of_an_ended_run_is_followed_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labs: list[Lab], capsys: Capture
+) -> None:
+    write_run(tmp_path / "a", FAILED, config={"lab": {"teacher": "org/t", "student": "org/s"}})
+    seen: list[Any] = []
+
+    def resume(self: Lab, run: Run, **changes: Any) -> Run:
+        seen.append((run.name, changes))
+        run.directory.event("finished", step=10)
+        return run
+
+    monkeypatch.setattr(Lab, "resume", resume)
+    assert cli.main(["resume", "a", "--lr", "1e-4"]) == 0
+    assert seen == [("a", {"lr": 1e-4})]
+    assert str(tmp_path / "a") in capsys.readouterr().out
+
+
+def test_compare_of_a_fork_takes_its_parent(tmp_path: Path, capsys: Capture) -> None:
+    write_run(tmp_path / "base", FINISHED, steps(10))
+    assert cli.main(["compare"]) == 2
+    assert "needs two runs" in capsys.readouterr().err
+    write_run(tmp_path / "fork", config={"parent": {"run": str(tmp_path / "base"), "step": 4}})
+    os.utime(tmp_path / "base" / "config.yaml", (1_000_000, 1_000_000))
+    assert cli.main(["compare", "--save", str(tmp_path / "both.svg")]) == 0
+    out = capsys.readouterr().out
+    assert "base" in out and "fork" in out
+    assert (tmp_path / "both.svg").read_text().startswith("<svg")
+
+
+def test_attach_without_a_living_lab_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("KDFLOW_RUNTIME", str(tmp_path / "runtime"))
+    assert cli.main(["attach"]) == 1
+    assert "No lab of this user is living" in capsys.readouterr().err
 
 
 def test_eval_of_a_run_takes_its_models_from_it(

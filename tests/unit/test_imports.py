@@ -22,14 +22,20 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(layer.split())
     for layer in (
         "errors",
-        "config metrics attention rundir jobs reaper options bars",
-        "losses align zoo transport progress commandline expand",
+        "config metrics attention processes jsonl jobs options bars settings beats leftovers",
+        "rundir runtime",
+        "checkpoints losses align zoo transport progress commandline expand reaper client",
         "data algorithms hub load",
-        "teacher student",
-        "evaluate step control",
+        "registration",
+        "teacher student launch",
+        "evaluate step control guards prepare doctor",
+        "keeper",
+        "training",
         "worker",
         "roles cluster",
         "engines",
+        "runqueue",
+        "supervisor runlist",
         "run",
         "widgets status",
         "lab",
@@ -42,7 +48,9 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 """From the bottom up. A module may import what lies in a lower layer, and its own package."""
 
 LAZY_UPWARD = {
+    ("evaluate", "widgets"): "a sandbox that is shown draws itself; engines only compute it",
     ("run", "widgets"): "Run.plot() draws; a run without a picture needs no widget",
+    ("run", "lab"): "Run.resume() finds or makes a lab; a run that is only read needs none",
 }
 """Imports that look up, each inside a function, and why."""
 

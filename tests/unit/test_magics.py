@@ -125,8 +125,8 @@ def _control(run: Run) -> list[dict[str, Any]]:
         ("%kdflow down", ["There is no lab to close. Make one: %kdflow up"]),
         ("%kdflow up --teacher org/t", ["up needs a student. Make one"]),
         ("%kdflow runs $nothing", ["The notebook has no variable 'nothing'."]),
-        ("%kdflow export", ["%kdflow export needs a folder: export [RUN] PATH."]),
-        ("%%kdflow stop\nx: 1", ["%%kdflow stop: only distill and sft take a cell."]),
+        ("%kdflow export", ["%kdflow export needs a folder: export [RUN[@STEP]] PATH."]),
+        ("%%kdflow stop\nx: 1", ["%%kdflow stop: only distill, sft, resume and fork take a cell."]),
         ("%%kdflow\nsteps: 3", ["A cell needs its command: %%kdflow distill"]),
         ("%%kdflow distill\nstesp: 3", ["%kdflow distill has no option 'stesp'.", "'steps'?"]),
         ("%%kdflow distill --lr 1\nlr: 2", ["'lr' is given in the line and in the cell."]),
@@ -171,7 +171,7 @@ def test_shortened_error_survives_pickling(run_cell: RunCell) -> None:
 def test_help_lists_the_commands(run_cell: RunCell, cell: str) -> None:
     shown = run_cell(cell).ok()
     assert shown.value is None
-    assert "%kdflow distill  Train the student on the teacher's distributions." in shown.out
+    assert "%kdflow distill    Train the student on the teacher's distributions." in shown.out
 
 
 @pytest.mark.parametrize("cell", ["%kdflow help distill", "%kdflow distill --help"])
@@ -212,7 +212,7 @@ def test_set_passes_numbers_and_names(run_cell: RunCell, tmp_path: Path) -> None
     with running(tmp_path / "a") as run:
         cell = run_cell("rate = 2e-4\n%kdflow set --lr $rate loss=rkl").ok()
         assert cell.out == "a: lr = 0.0002, loss = rkl from the next step on.\n"
-        assert _control(run)[0]["changes"] == {"lr": 2e-4, "loss": "reverse_kl"}
+        assert _control(run)[0]["changes"] == {"lr": 2e-4, "loss": "reverse_kl", "loss_params": {}}
 
 
 def test_set_refuses_a_wrong_value(run_cell: RunCell, tmp_path: Path) -> None:

@@ -1,134 +1,171 @@
-"""The reaper ends a lab's processes when the other end of its pipe is gone, however it went."""
+"""The guardian ends a lab when its supervisor is gone, however it went."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes import FINISHED, RUNNING, write_run
 
-from kdflow_lab import reaper
+from kdflow_lab import processes, reaper, runtime
+from kdflow_lab.run import Run
 
+SUPERVISOR = """
+import subprocess, sys
+guardian = subprocess.Popen(
+    [sys.executable, "-m", "kdflow_lab.reaper", sys.argv[1]],
+    stdin=subprocess.PIPE, start_new_session=True,
+)
+print(guardian.pid, flush=True)
+sys.stdin.read()
+"""
 STUBBORN = """
-import signal, sys, time
+import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(600)
 """
-KERNEL = """
-import os, subprocess, sys
-reaper, folder, *pids = sys.argv[1:]
-process = subprocess.Popen(
-    [sys.executable, "-I", "-S", reaper, folder, *pids],
-    stdin=subprocess.PIPE, start_new_session=True,
-)
-print(process.pid, flush=True)
-sys.stdin.read()
-"""
+Engine = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A lab's runtime folder with something in it."""
-    runtime = tmp_path / "runtime"
-    (runtime / "security").mkdir(parents=True)
-    (runtime / "security" / "key").write_text("secret")
-    return runtime
+    made = tmp_path / "lab-x"
+    (made / "security").mkdir(parents=True)
+    (made / "security" / "key").write_text("secret")
+    return made
 
 
 @pytest.fixture
-def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two processes that would sleep for long."""
-    processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
-    yield processes
-    for process in processes:
+def engine(folder: Path) -> Iterator[Engine]:
+    """Starts processes of the lab; what is left of them is killed after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, processes.MARKER: str(folder)}
+        process = subprocess.Popen(command or ("sleep", "600"), env=environment)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
         process.kill()
         process.wait()
 
 
-def _start(folder: Path, pids: list[int]) -> subprocess.Popen[bytes]:
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a guardian, which carries the lab's marker as everything of the lab does."""
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, str(folder), *map(str, pids)],
+        [sys.executable, "-m", "kdflow_lab.reaper", str(folder)],
         stdin=subprocess.PIPE,
+        env={**os.environ, processes.MARKER: str(folder)},
     )
 
 
-def test_closed_pipe_ends_all_and_removes_the_folder(
-    folder: Path, sleepers: list[subprocess.Popen[bytes]]
-) -> None:
-    process = _start(folder, [one.pid for one in sleepers])
-    assert process.stdin is not None
-    process.stdin.write(b"still here")
-    process.stdin.flush()
-    assert [one.poll() for one in sleepers] == [None, None]
-    assert process.poll() is None
-    process.stdin.close()
-    assert [one.wait(60) for one in sleepers] == [-signal.SIGTERM, -signal.SIGTERM]
-    assert process.wait(60) == 0
+def test_closed_pipe_ends_all_and_removes_the_folder(folder: Path, engine: Engine) -> None:
+    engines = [engine(), engine()]
+    guardian = _start(folder)
+    assert guardian.stdin is not None
+    guardian.stdin.write(b"still here")
+    guardian.stdin.flush()
+    time.sleep(0.2)
+    assert [one.poll() for one in (*engines, guardian)] == [None, None, None]
+    guardian.stdin.close()
+    assert [one.wait(60) for one in engines] == [-signal.SIGKILL] * 2
+    assert guardian.wait(60) == 0
     assert not folder.exists()
 
 
-def test_killed_kernel_ends_all(folder: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
-    kernel = subprocess.Popen(
-        [sys.executable, "-c", KERNEL, reaper.__file__, str(folder)]
-        + [str(one.pid) for one in sleepers],
+def test_killed_supervisor_ends_all(folder: Path, engine: Engine) -> None:
+    sleeper = engine()
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env={**os.environ, processes.MARKER: str(folder)},
     )
-    assert kernel.stdout is not None and kernel.stdin is not None
-    watcher = os.pidfd_open(int(kernel.stdout.readline()))
-    assert [one.poll() for one in sleepers] == [None, None]
-    kernel.kill()
-    kernel.wait()
-    for one in sleepers:
-        one.wait(60)
-    reaper._wait([watcher], 60)
+    assert supervisor.stdout is not None and supervisor.stdin is not None
+    watcher = os.pidfd_open(int(supervisor.stdout.readline()))
+    assert sleeper.poll() is None
+    supervisor.kill()
+    supervisor.wait()
+    assert sleeper.wait(60) == -signal.SIGKILL
+    processes.wait([watcher], 60)
+    assert processes.ended([watcher])
     os.close(watcher)
-    kernel.stdout.close()
-    kernel.stdin.close()
+    supervisor.stdout.close()
+    supervisor.stdin.close()
     assert not folder.exists()
 
 
-def test_process_that_ignores_sigterm_is_killed(folder: Path) -> None:
-    stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
-    assert stubborn.stdout is not None
-    assert stubborn.stdout.readline() == b"ready\n"
-    process = _start(folder, [stubborn.pid])
-    process.communicate()
-    assert stubborn.wait(60) == -signal.SIGKILL
-    stubborn.stdout.close()
-    assert process.returncode == 0
+def test_stubborn_engine_is_killed_and_strangers_are_not(folder: Path, engine: Engine) -> None:
+    stubborn = engine(sys.executable, "-c", STUBBORN)
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        _start(folder).communicate()
+        assert stubborn.wait(60) == -signal.SIGKILL
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
-def test_process_that_has_ended_already_is_no_trouble(
-    folder: Path, sleepers: list[subprocess.Popen[bytes]]
-) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    process = _start(folder, [gone.pid, sleepers[0].pid])
-    process.communicate()
-    assert process.returncode == 0
-    assert sleepers[0].wait(60) == -signal.SIGTERM
-    assert sleepers[1].poll() is None  # not named, not ended
+def test_active_runs_are_said_to_have_failed(folder: Path, tmp_path: Path) -> None:
+    active = write_run(tmp_path / "active", RUNNING)
+    ended = write_run(tmp_path / "ended", FINISHED)
+    parked = write_run(tmp_path / "parked", (*RUNNING, ("paused", {}), ("parked", {})))
+    listed = [str(run.path) for run in (active, ended, parked)]
+    runtime.write_private(folder / runtime.RUNS, json.dumps([*listed, str(tmp_path / "gone")]))
+    _start(folder).communicate()
+    assert (active.state, active.reason) == ("failed", reaper.REASON)
+    assert [event["event"] for event in active.events][-2:] == ["worker_lost", "failed"]
+    assert active.events[-2]["roles"] == ["supervisor"]
+    assert Run(ended.path).state == "finished"
+    assert Run(parked.path).state == "paused"
     assert not folder.exists()
 
 
-def test_interrupt_of_the_terminal_does_not_end_the_watch(
-    folder: Path, sleepers: list[subprocess.Popen[bytes]]
+def test_list_of_runs_that_is_torn_is_no_trouble(folder: Path, engine: Engine) -> None:
+    (folder / runtime.RUNS).write_text('["/some')
+    sleeper, guardian = engine(), _start(folder)
+    guardian.communicate()
+    assert guardian.returncode == 0
+    assert sleeper.wait(60) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_supervisor_that_ended_in_good_order_leaves_nothing_to_do(
+    folder: Path, engine: Engine
 ) -> None:
-    process = _start(folder, [sleepers[0].pid])
-    assert process.stdin is not None
-    status = Path(f"/proc/{process.pid}/status")
-    while True:  # until the reaper ignores SIGINT
-        assert process.poll() is None
+    sleeper = engine()
+    guardian = _start(folder)
+    (folder / "security" / "key").unlink()
+    (folder / "security").rmdir()
+    folder.rmdir()
+    guardian.communicate()
+    assert guardian.returncode == 0
+    assert sleeper.poll() is None
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_does_not_end_the_watch(folder: Path, engine: Engine, sign: signal.Signals) -> None:
+    sleeper = engine()
+    guardian = _start(folder)
+    status = Path(f"/proc/{guardian.pid}/status")
+    while True:  # until the guardian ignores it
+        assert guardian.poll() is None
         (ignored,) = (line for line in status.read_text().splitlines() if "SigIgn" in line)
-        if int(ignored.split()[1], 16) >> (signal.SIGINT - 1) & 1:
+        if int(ignored.split()[1], 16) >> (sign - 1) & 1:
             break
-    process.send_signal(signal.SIGINT)
-    process.stdin.close()
-    assert process.wait(60) == 0
-    assert sleepers[0].wait(60) == -signal.SIGTERM
+    guardian.send_signal(sign)
+    guardian.communicate()
+    assert guardian.returncode == 0
+    assert sleeper.wait(60) == -signal.SIGKILL

@@ -192,7 +192,8 @@ def test_set_writes_full_names_and_converted_values(tmp_path: Path) -> None:
         run.set(lr="1e-4", loss="rkl", steps=20)
         (line,) = _commands(run)
         assert line["command"] == "set"
-        assert line["changes"] == {"lr": 1e-4, "loss": "reverse_kl", "steps": 20}
+        changes = {"lr": 1e-4, "loss": "reverse_kl", "loss_params": {}, "steps": 20}
+        assert line["changes"] == changes
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,57 @@ def test_set_refuses_before_anything_is_written(
 @pytest.mark.parametrize("events", [FINISHED, FAILED, RUNNING])
 def test_ended_run_takes_no_command(tmp_path: Path, events: Any) -> None:
     run = write_run(tmp_path / "a", events)
-    for ask in (run.pause, run.resume, run.stop, lambda: run.set(lr=0.1)):
+    for ask in (run.pause, run.stop, run.checkpoint, run.evaluate, lambda: run.set(lr=0.1)):
         with pytest.raises(RunError, match=r"Cannot \w+ a: it is (finished|failed) already"):
             ask()
     assert _commands(run) == []
+
+
+PARKED = (*RUNNING, ("paused", {"step": 4}), ("parked", {"step": 3}))
+
+
+def test_parked_run_takes_no_command_and_says_what_takes_it_up(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", PARKED)
+    assert run.state == "paused" and run.parked
+    for ask in (run.pause, run.stop, run.inspect, lambda: run.set(lr=0.1)):
+        with pytest.raises(RunError, match=r"has left the engines.*run\.resume\(\) takes it up"):
+            ask()
+    assert _commands(run) == []
+
+
+class _Engines:
+    """A lab that notes what it is asked; a real one starts engines."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Run, dict[str, Any]]] = []
+
+    def resume(self, run: Run, **changes: Any) -> Run:
+        self.asked.append((run, changes))
+        return run
+
+
+@pytest.mark.parametrize("events", [FINISHED, FAILED, RUNNING, PARKED])
+def test_resume_of_a_run_that_nobody_trains_goes_to_its_lab(tmp_path: Path, events: Any) -> None:
+    lab: Any = _Engines()
+    run = Run(write_run(tmp_path / "a", events).path, lab=lab)
+    assert run.resume(steps=20) is run
+    assert lab.asked == [(run, {"steps": 20})]
+    assert _commands(run) == []
+
+
+def test_resume_of_a_paused_run_changes_options_first(tmp_path: Path) -> None:
+    with running(tmp_path / "a", events=PARKED[:-1]) as run:
+        assert run.resume(lr="2e-4") is run
+        assert [one["command"] for one in _commands(run)] == ["set", "resume"]
+        assert _commands(run)[0]["changes"] == {"lr": 2e-4}
+
+
+def test_steps_beyond_the_checkpoint_of_a_resumed_run_count_no_more(tmp_path: Path) -> None:
+    """Attempt 2 began from step 2: what attempt 1 did at 3 and 4 is taken back, step by step."""
+    run = write_run(tmp_path / "a", RUNNING, steps(4))
+    assert run.step == 4
+    run.directory.event("starting", attempt=2)
+    run.directory.event("started", attempt=2, from_step=2, steps=10)
+    assert run.step == 2
+    run.directory.metrics({"step": 3, "attempt": 2, "loss": 9.0})
+    assert [(one["step"], one["attempt"]) for one in run.records] == [(1, 1), (2, 1), (3, 2)]

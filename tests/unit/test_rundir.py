@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from fakes import FAILED, FINISHED, RUNNING, Event, held, write_run
+from small_disk import run_on_small_disk
 
+from kdflow_lab import processes
 from kdflow_lab.errors import RunError
-from kdflow_lab.rundir import JsonlTail, RunDirectory, list_runs
+from kdflow_lab.jsonl import JsonlTail
+from kdflow_lab.rundir import RunDirectory, fail_runs, list_runs
 
 
 def _dead_pid() -> int:
@@ -153,6 +157,77 @@ def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
         assert all(event["text"] == name * 5000 for event in mine)
 
 
+def test_line_after_a_torn_one_is_read(tmp_path: Path) -> None:
+    """A machine died while it wrote: what is written after that begins on a line of its own."""
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("starting")
+    with directory.events_file.open("ab") as file:
+        file.write(b'{"event": "checkpoint", "st')
+    tail = JsonlTail(directory.events_file)
+    assert [event["event"] for event in tail.read()] == ["starting"]
+    directory.event("failed", reason="x")
+    assert [event["event"] for event in tail.read()] == ["failed"]
+    directory.event("warning")
+    assert [event["event"] for event in directory.events()] == ["starting", "failed", "warning"]
+
+
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from kdflow_lab.errors import RunError
+from kdflow_lab.rundir import RESERVE_BYTES, RunDirectory
+
+root = Path(sys.argv[1])
+directory = RunDirectory(root / "a")
+directory.create({})
+directory.lock()
+directory.event("starting")
+reserve = directory.path / ".reserve"
+assert os.stat(reserve).st_blocks * 512 >= RESERVE_BYTES  # room, not a hole
+with (root / "others").open("wb", buffering=0) as others:
+    try:
+        while True:
+            others.write(bytes(4096))
+    except OSError:
+        pass
+for kind in ("metrics", "event"):
+    try:
+        if kind == "event":
+            directory.event("warning", text="x" * 9000)
+        else:
+            directory.metrics({"step": 1, "text": "x" * 9000})
+    except RunError as error:
+        print(error)
+kept = directory.events_file.read_bytes()
+assert kept.endswith(b"\\n") and b"xxx" not in kept  # half a line is taken back
+directory.event("failed", reason="y" * 5000)
+assert not reserve.exists()
+print([event["event"] for event in directory.events()], directory.state())
+os.remove(root / "others")
+directory.event("warning")
+print([event["event"] for event in directory.events()])
+"""
+
+
+def test_full_disk_is_said_and_leaves_room_for_the_last_word(tmp_path: Path) -> None:
+    said = run_on_small_disk(FULL_DISK, tmp_path / "disk", kib=256).splitlines()
+    assert len(said) == 4
+    for line, file in zip(said[:2], ("metrics", "events"), strict=True):
+        assert f"{file}.jsonl cannot be written: No space left on device" in line
+        assert "Free some space" in line
+    assert said[2] == "['starting', 'failed'] failed"
+    assert said[3] == "['starting', 'failed', 'warning']"
+
+
+def test_reserve_goes_with_the_lock(tmp_path: Path) -> None:
+    directory = RunDirectory(write_run(tmp_path / "a").path)
+    directory.lock()
+    assert (directory.path / ".reserve").stat().st_size > 0
+    directory.unlock()
+    assert not (directory.path / ".reserve").exists()
+
+
 # -- state ----------------------------------------------------------------------------------------
 
 
@@ -230,6 +305,153 @@ def test_end_written_after_the_first_look_counts(
 
     monkeypatch.setattr(RunDirectory, "locked", ends_now)
     assert run.state == "finished"
+
+
+# -- attempts -------------------------------------------------------------------------------------
+
+
+def test_attempts_have_outcomes_of_their_own(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    assert directory.attempts == 0 and directory.outcome(1) == ""
+    for attempt, end in enumerate(("failed", "parked", "stopped", "finished"), 1):
+        directory.begin(attempt)
+        directory.event("started", attempt=attempt)
+        assert directory.attempts == attempt and directory.outcome(attempt) == ""
+        directory.event(end)
+        directory.event("warning", message="said late")
+        assert directory.outcome(attempt) == end
+    assert [directory.outcome(attempt) for attempt in range(6)] == [
+        "",
+        "failed",
+        "parked",
+        "stopped",
+        "finished",
+        "",
+    ]
+
+
+def test_first_end_of_an_attempt_counts(tmp_path: Path) -> None:
+    directory = RunDirectory(write_run(tmp_path / "a", (*FAILED, ("finished", {}))).path)
+    assert directory.outcome(1) == "failed"
+
+
+def test_attempt_begins_behind_the_commands_given_before(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.begin(1)
+    directory.command("stop")
+    directory.begin(2, by="me")
+    directory.command("pause")
+    first, second = directory.events()
+    assert first["control_from"] == 0
+    assert (second["attempt"], second["by"]) == (2, "me")
+    tail = JsonlTail(directory.control_file, position=second["control_from"])
+    assert [command["command"] for command in tail.read()] == ["pause"]
+
+
+def test_parked_run_is_paused_and_needs_nobody(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", (*RUNNING, ("paused", {}), ("parked", {})))
+    assert run.state == "paused" and run.parked
+    assert run.directory.said() == "paused"
+    run.directory.event("starting", pid=_dead_pid())
+    assert run.state == "failed" and not run.parked
+
+
+@pytest.fixture
+def keeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a lab's supervisor."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [((), "starting"), (RUNNING[1:], "running"), ((*RUNNING[1:], ("stopping", {})), "stopping")],
+)
+def test_queued_run_lives_as_long_as_its_supervisor(
+    tmp_path: Path, keeper: subprocess.Popen[bytes], events: tuple[Event, ...], state: str
+) -> None:
+    """Its kernel is gone, and between two attempts nobody holds the lock."""
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("starting", pid=_dead_pid())
+    directory.event("queued", pid=keeper.pid, born=processes.born(keeper.pid))
+    for name, fields in events:
+        directory.event(name, **fields)
+    assert directory.state() == state
+    keeper.kill()
+    keeper.wait()
+    assert directory.state() == "failed"
+
+
+def test_supervisor_whose_number_another_process_has_is_dead(
+    tmp_path: Path, keeper: subprocess.Popen[bytes]
+) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("starting", pid=os.getpid())
+    directory.event("queued", pid=keeper.pid, born=1)
+    assert directory.state() == "failed"
+
+
+def test_supervisor_of_an_earlier_attempt_keeps_no_later_one(
+    tmp_path: Path, keeper: subprocess.Popen[bytes]
+) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    directory.event("queued", pid=keeper.pid, born=processes.born(keeper.pid))
+    directory.event("failed")
+    directory.event("starting", pid=_dead_pid())
+    directory.event("started")
+    assert directory.state() == "failed"
+
+
+def test_steps_asked_follow_the_newest_word(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a")
+    directory.create({})
+    assert directory.steps_asked() is None
+    directory.event("started", steps=10)
+    directory.event("set", changes={"lr": 0.1})
+    assert directory.steps_asked() == 10
+    directory.event("set", changes={"steps": 25})
+    assert directory.steps_asked() == 25
+
+
+def test_only_whole_folders_are_checkpoints(tmp_path: Path) -> None:
+    directory = RunDirectory(write_run(tmp_path / "a").path)
+    assert directory.checkpoint_steps() == []
+    for name in ("10", "9", ".12.tmp", ".8.old", "best", "11x"):
+        (directory.checkpoints / name).mkdir(parents=True)
+        (directory.checkpoints / name / "state.json").write_text("{}")
+    (directory.checkpoints / "13").mkdir()
+    assert directory.checkpoint_steps() == [9, 10]
+
+
+def test_runs_of_a_lab_that_ended_have_failed(tmp_path: Path) -> None:
+    active = write_run(tmp_path / "active", RUNNING)
+    paused = write_run(tmp_path / "paused", (*RUNNING, ("paused", {})))
+    others = [
+        write_run(tmp_path / "finished", FINISHED),
+        write_run(tmp_path / "failed", FAILED),
+        write_run(tmp_path / "parked", (*RUNNING, ("paused", {}), ("parked", {}))),
+    ]
+    before = [run.events for run in others]
+    paths = [str(run.path) for run in (*others, active, paused)]
+    fail_runs([str(tmp_path / "removed"), *paths], "The lab ended.")
+    assert [run.events for run in others] == before
+    for run in (active, paused):
+        assert (run.state, run.reason) == ("failed", "The lab ended.")
+    assert not (tmp_path / "removed").exists()
+
+
+def test_runs_of_a_lab_that_lost_an_engine_say_which(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", RUNNING)
+    fail_runs([str(run.path)], "It died.", lost=["teacher"])
+    assert [event["event"] for event in run.events[-2:]] == ["worker_lost", "failed"]
+    assert run.events[-2]["roles"] == ["teacher"]
 
 
 # -- lock -----------------------------------------------------------------------------------------

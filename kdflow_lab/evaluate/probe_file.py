@@ -1,0 +1,80 @@
+"""The file of one inspection: per-token arrays on the probe texts. Needs no torch to be read.
+
+P counts the tokens that predict a next one, over all n probe rows, one row behind the other: all
+but each row's last. K most likely tokens are listed. Values are at temperature 1, in nats.
+
+    input_ids            int32[P]        the token that predicts
+    labels               int32[P]        the one that really comes next
+    response             bool[P]         whether that next token is a trained one
+    cu_seqlens           int32[n + 1]    where each row starts, and P
+    row_index            int32[n]        the row of the data that each came from
+    forward_kl           float32[P]      KL(teacher || student)
+    reverse_kl           float32[P]      KL(student || teacher)
+    jsd                  float32[P]      Jensen-Shannon divergence, equal weights
+    student_entropy      float32[P]      and teacher_entropy
+    student_logprob      float32[P]      of the label; and teacher_logprob
+    student_rank         int32[P]        of the label, 1 if it is the most likely; and teacher_rank
+    student_topk_ids     int32[P, K]     most likely first; and teacher_topk_ids
+    student_topk_logprobs float32[P, K]  and teacher_topk_logprobs
+
+A run without a teacher leaves out everything that compares with one. The metadata, all strings:
+`schema` "1", `step`, `temperature` "1", `k`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kdflow_lab.errors import DataError
+
+SCHEMA = "1"
+
+
+def save(path: Path, arrays: dict[str, np.ndarray], *, step: int, k: int) -> None:
+    """Write a file that is there whole or not at all; an older one of that name is replaced.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    metadata = {"schema": SCHEMA, "step": str(step), "temperature": "1", "k": str(k)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_bytes(to_bytes(arrays, metadata=metadata))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an inspection; this module says what they are.
+
+    Raises:
+        DataError: There is no such file, or it is no probe file of this version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            schema = (file.metadata() or {}).get("schema")
+            names = list(file.keys())
+            arrays = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise DataError(
+            f"There are no probes at {path}. A run writes them when it is inspected: run.inspect()."
+        ) from None
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is no probe file ({error}). Expected probes/<step>.safetensors of a run."
+        ) from None
+    if schema != SCHEMA:
+        raise DataError(
+            f"{path} has schema {schema!r}; this version of kdflow-lab reads schema {SCHEMA!r}. "
+            "Read it with the version that wrote it."
+        )
+    return arrays
