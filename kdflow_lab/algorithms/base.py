@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 class Algorithm(Protocol):
     """Turns the student's and the teacher's hidden states of a micro-batch into a loss.
 
+    One with parameters of its own has a method `beside(student_width, teacher_width)`, called once
+    before the student is sharded. The `torch.nn.Module` that it returns (or None) becomes a part of
+    the student: its parameters are sharded, reduced, clipped, trained and saved in checkpoints with
+    the student's, are whole inside `loss`, and are in no export.
+
+    The teacher's rows are the ring's: an algorithm that needs them in backward copies them.
+
     Attributes:
         needs_teacher: Whether micro-batches go to the teacher at all.
         config: Read at every call, so that `Run.set` takes effect from the next step.

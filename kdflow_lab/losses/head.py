@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdflow_lab.errors import ModelError, ShapeError
+from kdflow_lab.losses._lora import Adapter, adapter_of
+
+EMBEDDINGS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+"""Where the rows of a head are that is tied to the embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Head:
             `logits_scaling`).
         soft_cap: `c * tanh(logits / c)` (Gemma's `final_logit_softcapping`) or None.
         vocab_size: Ids that exist; columns beyond it are never computed. None: all rows.
+        adapter: A LoRA adapter whose product is added to the weight, or None.
     """
 
     weight: Tensor
@@ -33,18 +39,32 @@ class Head:
     logit_scale: float = 1.0
     soft_cap: float | None = None
     vocab_size: int | None = None
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, model: Any, vocab_size: int | None = None) -> Head:
-        """Take the head of a `transformers` model, with what its config says about logits."""
+        """Take the head of a `transformers` model, with what its config says about logits.
+
+        A LoRA adapter that PEFT put on the head is part of it.
+
+        Raises:
+            ModelError: The model has no head, or one that is adapted in another way.
+        """
         module = model.get_output_embeddings()
         if module is None:
             raise ModelError(
                 f"{type(model).__name__} has no language-model head. Load the model with "
                 "AutoModelForCausalLM."
             )
-        bias = getattr(module, "bias", None)
-        return cls(module.weight, bias, vocab_size=vocab_size, **output_transform(model.config))
+        adapter = adapter_of(module)
+        layer = getattr(module, "base_layer", module)
+        return cls(
+            layer.weight,
+            getattr(layer, "bias", None),
+            vocab_size=vocab_size,
+            adapter=adapter,
+            **output_transform(model.config),
+        )
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype) -> Head:
@@ -63,14 +83,10 @@ class Head:
             ) from None
         weight = _read_tensor(folder, ("lm_head.weight", "embed_out.weight"))
         if weight is None or config.get("tie_word_embeddings"):
-            names = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
-            tied = _read_tensor(folder, names)
+            tied = _read_tensor(folder, EMBEDDINGS)
             weight = tied if tied is not None else weight
         if weight is None:
-            raise ModelError(
-                f"No head in {folder}: neither lm_head.weight nor model.embed_tokens.weight is in "
-                "its safetensors files."
-            )
+            raise ModelError(_no_head(folder))
         bias = _read_tensor(folder, ("lm_head.bias",))
         return cls(
             weight.to(dtype),
@@ -91,10 +107,26 @@ class Head:
     def to(self, device: torch.device | str) -> Head:
         """Return the same head on another device."""
         bias = None if self.bias is None else self.bias.to(device)
-        return dataclasses.replace(self, weight=self.weight.to(device), bias=bias)
+        adapter = None if self.adapter is None else self.adapter.to(device)
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=bias, adapter=adapter)
 
     def linear(self, hidden_TH: Tensor) -> Tensor:
         """The matrix product alone: `[T, H] -> [T, width]`, in the hidden states' dtype.
+
+        Raises:
+            ShapeError: The hidden size is not the head's.
+        """
+        self.check(hidden_TH)
+        weight = self.weight[: self.width].to(hidden_TH.dtype)
+        bias = None if self.bias is None else self.bias[: self.width].to(hidden_TH.dtype)
+        logits = F.linear(hidden_TH, weight, bias)
+        if self.adapter is not None:
+            b = self.adapter.b[: self.width].to(hidden_TH.dtype)
+            logits = logits + F.linear(self.adapter.inner(hidden_TH), b)
+        return logits
+
+    def check(self, hidden_TH: Tensor) -> None:
+        """Refuse hidden states of another width.
 
         Raises:
             ShapeError: The hidden size is not the head's.
@@ -104,9 +136,6 @@ class Head:
                 f"Hidden states are {hidden_TH.shape[-1]} wide, the head expects "
                 f"{self.weight.shape[1]}. Take both from the same model."
             )
-        weight = self.weight[: self.width].to(hidden_TH.dtype)
-        bias = None if self.bias is None else self.bias[: self.width].to(hidden_TH.dtype)
-        return F.linear(hidden_TH, weight, bias)
 
     def transform(self, logits: Tensor) -> Tensor:
         """Scale and soft-cap, in float32 (float64 stays): what the model does after the product."""
@@ -116,6 +145,23 @@ class Head:
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits
+
+    def transform_(self, logits: Tensor, slope: Tensor | None = None) -> None:
+        """The same in place, on float32 or float64.
+
+        Args:
+            logits: Float[T, width].
+            slope: The same shape; filled with the derivative with respect to what was given, which
+                for a head without a soft-cap is `logit_scale` everywhere and needs no tensor.
+        """
+        if self.logit_scale != 1.0:
+            logits.mul_(self.logit_scale)
+        if self.soft_cap is None:
+            return
+        logits.div_(self.soft_cap).tanh_()
+        if slope is not None:
+            torch.mul(logits, logits, out=slope).sub_(1.0).mul_(-self.logit_scale)
+        logits.mul_(self.soft_cap)
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """`[T, H] -> [T, width]`, float32 or float64."""
@@ -133,8 +179,34 @@ def output_transform(config: Any) -> dict[str, Any]:
     return {"logit_scale": scale, "soft_cap": config.get("final_logit_softcapping")}
 
 
+def head_rows(path: str | Path) -> int:
+    """Return the rows of the head of a model folder, without reading the weights.
+
+    Raises:
+        ModelError: There is no head in it.
+    """
+    folder = Path(path)
+    names = ("lm_head.weight", "embed_out.weight", *EMBEDDINGS)
+    shape = _read(folder, names, lambda tensors, name: tensors.get_slice(name).get_shape())
+    if shape is None:
+        raise ModelError(_no_head(folder))
+    return int(shape[0])
+
+
+def _no_head(folder: Path) -> str:
+    return (
+        f"No head in {folder}: neither lm_head.weight nor model.embed_tokens.weight is in its "
+        "safetensors files."
+    )
+
+
 def _read_tensor(folder: Path, names: tuple[str, ...]) -> Tensor | None:
     """Read the first of `names` that the folder's safetensors hold."""
+    return _read(folder, names, lambda tensors, name: tensors.get_tensor(name))
+
+
+def _read(folder: Path, names: tuple[str, ...], get: Callable[[Any, str], Any]) -> Any:
+    """Get something of the first of `names` that the folder's safetensors hold; None for none."""
     from safetensors import safe_open
 
     index = folder / "model.safetensors.index.json"
@@ -147,5 +219,5 @@ def _read_tensor(folder: Path, names: tuple[str, ...]) -> Tensor | None:
         for file in files:
             with safe_open(file, framework="pt") as tensors:
                 if name in tensors.keys():  # noqa: SIM118 - not a dict
-                    return tensors.get_tensor(name)
+                    return get(tensors, name)
     return None

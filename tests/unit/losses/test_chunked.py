@@ -27,41 +27,12 @@ def _case(dtype=torch.float64, seed=0, tokens=T):
 
 
 def _plain(hidden, weight, bias, teacher, teacher_weight, labels, *, name, ratio, temperature, n):
-    """The textbook loss with all logits at once."""
+    """The loss with all logits at once."""
     student = F.linear(hidden, weight, bias)
     ce = F.cross_entropy(student, labels, reduction="sum") / n
-    q = torch.log_softmax(student / temperature, -1)
-    p = torch.log_softmax(F.linear(teacher, teacher_weight) / temperature, -1)
-    a, b = (p, q) if name == "forward_kl" else (q, p)
-    kd = (a.exp() * (a - b)).sum() / n
+    logits = F.linear(teacher, teacher_weight)
+    kd = divergence(name, student, logits, temperature=temperature).sum() / n
     return (1 - ratio) * ce + ratio * kd
-
-
-def test_by_hand():
-    """Two tokens of probability 0.75/0.25 against 0.5/0.5."""
-    teacher = torch.tensor([[math.log(0.75), math.log(0.25)]], dtype=torch.float64)
-    student = torch.zeros(1, 2, dtype=torch.float64)
-    forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert divergence("forward_kl", student, teacher).item() == pytest.approx(forward, rel=1e-12)
-    assert divergence("reverse_kl", student, teacher).item() == pytest.approx(reverse, rel=1e-12)
-    assert divergence("kl", student, teacher).item() == pytest.approx(forward, rel=1e-12)
-
-
-@pytest.mark.parametrize("name", losses.NAMES)
-def test_no_nan_at_the_edges(name):
-    """Equal, one-hot and masked logits give finite values and gradients."""
-    rows = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0], [5.0, float("-inf"), 1.0]])
-    for teacher in (rows, rows.flip(0)):
-        student = rows.clone().requires_grad_()
-        if name == "reverse_kl" and teacher is not rows:
-            continue  # infinite by definition where only the teacher excludes a token
-        value = divergence(name, student, teacher)
-        if teacher is rows:
-            assert torch.allclose(value, torch.zeros(3), atol=1e-6)
-            value.sum().backward()
-            assert student.grad is not None
-            assert torch.isfinite(student.grad).all()
 
 
 @pytest.mark.parametrize("name", losses.NAMES)
@@ -85,14 +56,16 @@ def test_chunked_is_whole(name, ratio, chunk):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", losses.NAMES)
+# adaptive_kl's weights have no gradient by definition: checked with frozen ones in
+# test_divergences.py
+@pytest.mark.parametrize("name", [name for name in losses.NAMES if name != "adaptive_kl"])
 def test_gradcheck(name):
     """Gradients computed in the forward pass pass torch's own check in float64."""
-    hidden, weight, bias, teacher, teacher_weight, labels = _case(tokens=5)
+    hidden, weight, bias, teacher, teacher_weight, labels = _case(tokens=3)
 
     def loss(h, w, b):
         return chunked_kd_loss(
-            h, Head(w, b, logit_scale=0.5, soft_cap=4.0), teacher[:5], Head(teacher_weight), labels,
+            h, Head(w, b, logit_scale=0.5, soft_cap=4.0), teacher[:3], Head(teacher_weight), labels,
             divergence=name, kd_ratio=0.7, temperature=1.5, chunk_tokens=2,
         ).loss  # fmt: skip
 
@@ -198,5 +171,10 @@ def test_errors_say_what_to_do():
         chunked_kd_loss(hidden, head.cut(3), teacher, teacher_head.cut(3), labels)
     with pytest.raises(ShapeError, match="the head expects"):
         chunked_kd_loss(hidden[:, :4], head, teacher, teacher_head, labels)
-    with pytest.raises(ConfigError, match="temperature"):
-        divergence("forward_kl", hidden, hidden, temperature=0.0)
+    for temperature in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="temperature"):
+            chunked_kd_loss(hidden, head, teacher, teacher_head, labels, temperature=temperature)
+    with pytest.raises(ConfigError, match=r"no parameter 'betta'. Did you mean 'beta'"):
+        chunked_kd_loss(hidden, head, teacher, teacher_head, labels, divergence="jsd", betta=0.5)
+    with pytest.raises(ConfigError, match="chunk_tokens is 0"):
+        chunked_kd_loss(hidden, head, teacher, teacher_head, labels, chunk_tokens=0)
