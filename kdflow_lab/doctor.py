@@ -1,0 +1,182 @@
+"""What is installed on this machine, whether it fits together, and what to do where it does not."""
+
+from __future__ import annotations
+
+import html
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdflow_lab.teacher.sglang import versions
+
+GIB = 2**30
+INSTALL_CPU = f"pip install --no-deps -r {versions.REQUIREMENTS_CPU}"
+INSTALL_GPU = "pip install 'kdflow-lab[sglang]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What it is.
+        found: What there is, in words.
+        fits: Whether it can be used as it is.
+        advice: What to do; empty for nothing.
+    """
+
+    name: str
+    found: str
+    fits: bool = True
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings; shows itself as text and as a table."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing needs to be done."""
+        return all(finding.fits for finding in self.findings)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain data, by name."""
+        return {
+            one.name: {"found": one.found, "fits": one.fits, "advice": one.advice}
+            for one in self.findings
+        }
+
+    def __str__(self) -> str:
+        """One line a finding, its advice below it."""
+        width = max((len(one.name) for one in self.findings), default=0)
+        lines = []
+        for one in self.findings:
+            lines.append(f"{'ok ' if one.fits else '!! '}{one.name:{width}}  {one.found}")
+            if one.advice:
+                lines.append(f"   {'':{width}}  -> {one.advice}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Show the same as a table."""
+        rows = "".join(
+            f"<tr><td>{'✓' if one.fits else '✗'}</td><th style='text-align:left'>"
+            f"{html.escape(one.name)}</th><td style='text-align:left'>{html.escape(one.found)}"
+            + (f"<br><em>{html.escape(one.advice)}</em>" if one.advice else "")
+            + "</td></tr>"
+            for one in self.findings
+        )
+        return f"<table><tbody>{rows}</tbody></table>"
+
+
+def examine(device: str = "auto") -> Diagnosis:
+    """Look at this machine; nothing is started, no model is loaded.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+    """
+    gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    return Diagnosis(
+        [
+            Finding("python", f"{platform.python_version()} on {platform.platform()}"),
+            Finding("kdflow-lab", _version("kdflow-lab") or "from a source folder"),
+            _torch(device, gpus),
+            _package("transformers"),
+            _package("ipyparallel"),
+            _sglang(device),
+            _teacher(device),
+            _memory(),
+            _shared_memory(),
+        ]
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str) -> Finding:
+    found = _version(name)
+    if found is None:
+        return Finding(name, "not installed", False, f"pip install {name}")
+    return Finding(name, found)
+
+
+def _torch(device: str, gpus: list[str]) -> Finding:
+    found = _version("torch")
+    if found is None:
+        return Finding("torch", "not installed", False, "pip install torch")
+    import torch
+
+    seen = torch.cuda.device_count()
+    listed = ", ".join(torch.cuda.get_device_name(number) for number in range(seen)) or "no GPU"
+    text = f"{found}; {listed}; {len(os.sched_getaffinity(0))} cores"
+    if device == "cuda" and not seen:
+        there = f"the machine has {', '.join(gpus)}" if gpus else "the machine has none"
+        advice = f"torch sees no GPU ({there}): install a CUDA build of torch, or use device='cpu'"
+        return Finding("torch", text, False, advice)
+    return Finding("torch", text)
+
+
+def _sglang(device: str) -> Finding:
+    here = versions.installed()
+    install = INSTALL_CPU if device == "cpu" else INSTALL_GPU
+    if here.version is None:
+        # a teacher on transformers needs none
+        return Finding("sglang", "not installed", True, f"for teacher_backend='sglang': {install}")
+    text = f"{here.version} (tested: {versions.tested_range()})"
+    if here.misfits:
+        wants = ", ".join(
+            f"{name}=={wanted} (found {found or 'none'})"
+            for name, (found, wanted) in here.misfits.items()
+        )
+        return Finding("sglang", text, False, f"it pins {wants}; install those versions")
+    if here.missing and device == "cuda":
+        missing = ", ".join(here.missing)
+        return Finding("sglang", text, False, f"it lacks {missing} on a GPU; {INSTALL_GPU}")
+    if here.missing:
+        text += f"; stand-ins for {', '.join(here.missing)}, which a CPU does not run"
+    if not here.tested:
+        advice = f"untested with this kdflow-lab; pip install sglang=={versions.LAST_TESTED}"
+        return Finding("sglang", text, True, advice)
+    return Finding("sglang", text)
+
+
+def _teacher(device: str) -> Finding:
+    """Say what `auto` comes to."""
+    from kdflow_lab.teacher import choose_backend
+
+    backend, why = choose_backend(device)
+    return Finding(
+        "teacher_backend='auto'", f"{backend} on {device} ({why.removeprefix('auto: ')})"
+    )
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
+
+
+def _shared_memory() -> Finding:
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return Finding("/dev/shm", "not there", False, "SGLang needs it; mount a tmpfs there")
+    free = status.f_bavail * status.f_frsize / GIB
+    advice = "" if free > 0.25 else "docker run --shm-size=1g, or a larger tmpfs"
+    # the ring is not in there: a memfd has no file system's limit
+    return Finding("/dev/shm", f"{free:.2f} GiB free", free > 0.05, advice)

@@ -1,0 +1,155 @@
+"""The SGLang teacher, as the teacher's engine holds it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdflow_lab.errors import ModelError
+from kdflow_lab.teacher.sglang import canary, versions, wire
+from kdflow_lab.teacher.sglang.arguments import SglangOptions, server_arguments
+from kdflow_lab.teacher.sglang.process import EngineProcess
+from kdflow_lab.teacher.transformers import own_dtype
+
+if TYPE_CHECKING:
+    from kdflow_lab.transport.request import Request
+    from kdflow_lab.transport.ring import Ring
+
+
+class SglangTeacher:
+    """Hands slots to SGLang, whose forward hook writes the rows. One thread at a time calls it."""
+
+    backend = "sglang"
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        threads: int | None = None,
+        options: SglangOptions | None = None,
+        on_death: Callable[[str], None] | None = None,
+    ) -> None:
+        """Start SGLang, load the model, and compare its rows with its own log-probabilities.
+
+        Args:
+            path: Folder of the model.
+            dtype: `auto` is float32 on a CPU and the checkpoint's own on a GPU.
+            device: `cpu` or `cuda`.
+            trust_remote_code: Passed on to SGLang.
+            threads: CPU threads of its matrix products; on a CPU only.
+            options: What only this backend has.
+            on_death: Called with the reason, from a thread, when SGLang dies.
+
+        Raises:
+            ConfigError: An option cannot be used.
+            ModelError: SGLang is not installed, cannot start, or its rows drifted.
+        """
+        if why := versions.why_not(device):
+            raise ModelError(
+                f"{why}. kdflow doctor says what to install; teacher_backend='transformers' needs "
+                "nothing but torch."
+            )
+        here = versions.installed()
+        self.remark = ""
+        """What the user should know of this SGLang; empty for nothing."""
+        if not here.tested:
+            self.remark = (
+                f"SGLang {here.version} was not tested with this kdflow-lab, which was tested with "
+                f"{versions.tested_range()}"
+            )
+            warnings.warn(f"{self.remark}.", stacklevel=2)
+        own = own_dtype(path, torch.device(device))
+        self.dtype = own if dtype == "auto" else getattr(torch, dtype)
+        name = str(self.dtype).removeprefix("torch.")
+        options = options or SglangOptions()
+        arguments = server_arguments(
+            path, options, dtype=name, device=device, trust_remote_code=trust_remote_code
+        )
+        self._numbers = itertools.count(1)
+        self._rings: dict[int, int] = {}  # number of a ring, by its object's id
+        self.hook_s = 0.0
+        """Seconds that the last `fill` spent in the hook."""
+        self._process = EngineProcess(
+            {"arguments": arguments},
+            device=device,
+            threads=threads if device == "cpu" else None,
+            on_death=on_death or (lambda _: None),
+        )
+        try:
+            about = self._process.about
+            self.hidden_size = int(about["hidden_size"])
+            self.batch_tokens = int(about["batch_tokens"])
+            self.context_length = int(about["context_length"])
+            self.longest = int(about["longest"])
+            """Tokens of the longest row that SGLang takes."""
+            self.vocab_size = int(about["vocab_size"])
+            self.replicas = int(about["replicas"])
+            self.pids = [self._process.pid, *about["children"]]
+            """The dedicated process and what it started."""
+            if about["dtype"] != name:
+                raise ModelError(f"SGLang computes in {about['dtype']}, not in {name} as asked.")
+            self.drift = self.check(path)
+            """What the canary measured at the start."""
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, requests: Sequence[Request]) -> None:
+        """See `Teacher.fill`.
+
+        Raises:
+            ModelError: SGLang refused a row, did not write all of them, or has died.
+        """
+        places = [[self._number(one.ring), one.slot, one.sequence] for one in requests]
+        self.hook_s = self._process.call({"do": "fill", "requests": places})["hook_s"]
+
+    def score(self, request: Request, replica: int) -> list[list[float]]:
+        """Fill one request on one replica and return SGLang's own log-probabilities.
+
+        Returns:
+            For each sequence those of its tokens but the first, in nats.
+        """
+        places = [[self._number(request.ring), request.slot, request.sequence]]
+        message: dict[str, Any] = {"do": "score", "requests": places, "replica": replica}
+        return self._process.call(message)["logprobs"]
+
+    def check(self, path: str) -> dict[str, float]:
+        """Let the canary look: rows, head and SGLang's log-probabilities must agree.
+
+        Args:
+            path: Folder of the model, whose head the students will use.
+
+        Returns:
+            `largest` and `mean` difference in nats, and the `tokens` that were compared.
+
+        Raises:
+            ModelError: They drifted further than the dtype's rounding explains.
+        """
+        return canary.check(self, path)
+
+    def close(self) -> None:
+        """End SGLang's processes; a second call does nothing."""
+        self._process.stop()
+
+    def _number(self, ring: Ring) -> int:
+        """Return a ring's number; a new one is handed on, and closed there when it is closed."""
+        known = self._rings.get(id(ring))
+        if known is not None:
+            return known
+        number = next(self._numbers)
+        self._process.call(wire.opening(number, ring), fd=ring.fd)
+        self._rings[id(ring)] = number
+
+        def forget() -> None:
+            self._rings.pop(id(ring), None)
+            self._process.tell({"do": "close", "ring": number})
+
+        ring.on_close(forget)
+        return number

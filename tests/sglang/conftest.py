@@ -1,0 +1,89 @@
+"""SGLang engines, shared by the tests: starting one takes 10 to 20 seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from kdflow_lab.teacher import make_teacher
+from kdflow_lab.teacher.sglang import versions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip this folder where SGLang cannot run."""
+    reason = versions.why_not("cpu")
+    for item in items:
+        if reason and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=f"{reason}; see kdflow doctor"))
+
+
+class Case(NamedTuple):
+    """A model and the teacher that runs it."""
+
+    backend: str
+    family: str
+    dtype: torch.dtype
+
+
+CASES = [
+    Case(backend, family, dtype)
+    for family, dtype in (
+        ("llama", torch.float32),
+        ("qwen3", torch.float32),
+        ("gemma2", torch.float32),
+        ("gemma3", torch.float32),
+        ("qwen3", torch.bfloat16),
+    )
+    for backend in ("transformers", "sglang")
+]
+
+
+class Subject(NamedTuple):
+    """A teacher under test.
+
+    Attributes:
+        teacher: The backend.
+        folder: Its model.
+        dtype: Of its rows.
+    """
+
+    teacher: Any
+    folder: Path
+    dtype: torch.dtype
+
+
+@pytest.fixture(
+    scope="session",
+    params=CASES,
+    ids=lambda case: f"{case.backend}-{case.family}-{str(case.dtype)[6:]}",
+)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every family on every backend; SGLang with chunks that are shorter than the rows."""
+    import tiny_models as models
+
+    case: Case = request.param
+    folder = models.write_model(case.family, tmp_path_factory.mktemp("model"), case.dtype)
+    engine_args = {"chunked_prefill_size": models.CHUNK, "max_total_tokens": 2048}
+    teacher, _ = make_teacher(
+        case.backend,
+        str(folder),
+        dtype=str(case.dtype).removeprefix("torch."),
+        threads=2,
+        sglang={"engine_args": engine_args} if case.backend == "sglang" else None,
+    )
+    yield Subject(teacher, folder, case.dtype)
+    teacher.close()
+
+
+@pytest.fixture
+def slots(subject: Subject) -> Iterator[Any]:
+    """A ring for the subject."""
+    from slots import Slots
+
+    made = Slots(subject.teacher)
+    yield made
+    made.close()
