@@ -58,7 +58,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        return {"step": 0, "files": {}, "ranks": 1, **state}
+        return {"step": 0, "files": {}, "ranks": 1, "device": "cpu", **state}
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} is no whole checkpoint: {error}.") from None
 

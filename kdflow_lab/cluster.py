@@ -22,6 +22,7 @@ from kdflow_lab import errors, processes
 from kdflow_lab.errors import ClusterError, KDFlowLabError
 
 START_TIMEOUT_S = 60.0
+START_TRIES = 3
 ANSWER_S = 20.0
 """How long an engine may take to answer a call that only starts something."""
 CONTROLLER = "controller"
@@ -70,6 +71,22 @@ class Cluster:
         Raises:
             ClusterError: They did not come up; the message ends with the cluster's own reason.
         """
+        with self._starting():
+            for left in reversed(range(START_TRIES)):
+                try:
+                    self._start_controller()
+                    break
+                except Exception:
+                    if not left:
+                        raise
+        self.heal()
+
+    def _start_controller(self) -> None:
+        """Start the controller and connect to it.
+
+        It chooses free ports first and binds them later: a lab that starts at the same moment can
+        take one of them, and then the controller ends.
+        """
         import ipyparallel
         from traitlets.config import Config
 
@@ -91,11 +108,16 @@ class Cluster:
             shutdown_atexit=False,  # the supervisor ends its processes itself
             log_level=50,
         )
-        with self._starting(), _silence():
+        with _silence():
             self._cluster.start_controller_sync()
-            self._hold(CONTROLLER, self._cluster.controller.pid)
-            self._client = self._cluster.connect_client_sync()
-        self.heal()
+            pid = self._cluster.controller.pid
+            try:
+                self._client = self._cluster.connect_client_sync()
+                self._hold(CONTROLLER, pid)
+            except Exception:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                raise
 
     def heal(self) -> list[str]:
         """Start an engine for every role that has none alive; return these roles.

@@ -49,19 +49,19 @@ def checked_settings(
             raise ConfigError(f"Option {name!r} cannot be set to None: give a value.")
     if not changes:
         raise ConfigError(f"Nothing to set. Settings: {', '.join(SETTABLE)}.")
-    changes = _with_loss_params(changes)
-    given = dict(changes)
-    if "loss_params" in changes and "loss" not in changes and directory is not None:
+    now: dict[str, Any] = {}
+    if directory is not None and ("loss" in changes or "loss_params" in changes):
         line = settings.timeline(directory.events())
         now = directory.config() | settings.in_force(line, sys.maxsize)
-        given["loss"] = now["loss"]
-    config = checked(given)
+    changes = _with_loss_params(changes, now.get("loss_params") != {})
+    loss = {"loss": now["loss"]} if "loss_params" in changes and "loss" in now else {}
+    config = checked({**loss, **changes})
     return {name: getattr(config, name) for name in changes}
 
 
-def _with_loss_params(changes: dict[str, Any]) -> dict[str, Any]:
+def _with_loss_params(changes: dict[str, Any], had_some: bool = True) -> dict[str, Any]:
     """Another loss begins with its own defaults: its parameters are not those of the one before."""
-    return {"loss_params": {}, **changes} if "loss" in changes else changes
+    return {"loss_params": {}, **changes} if "loss" in changes and had_some else changes
 
 
 def new_run(

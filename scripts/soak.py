@@ -143,6 +143,7 @@ class Soak:
         self.wait_for(lambda: self.run.state in ("paused", "finished"), "the pause")
         other = self.lab.sft(rows=16, batch_size=8, steps=1, max_length=256)
         self.wait_for(lambda: other.state == "finished", "the other run")
+        self.wait_for(lambda: not other.directory.locked(), "its lock")
         if self.run.state == "paused":
             self.run.resume()
         shutil.rmtree(other.path)

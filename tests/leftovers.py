@@ -18,7 +18,7 @@ def shared_memory() -> set[str]:
 
 
 def left_in_shared_memory(before: set[str], *, seconds: float = 5) -> set[str]:
-    """Files in /dev/shm that are new and that no living process holds; others' programs hold theirs.
+    """New files in /dev/shm that no living process holds; other programs hold theirs.
 
     Args:
         before: What `shared_memory` said.

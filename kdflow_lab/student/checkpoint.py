@@ -82,11 +82,13 @@ def save(
         _raise(share(problem), step)
         moments = bool(optimizer.state)
         state = _state_of(model, optimizer if moments else None, algorithm)
-        state[f"rng/{dist.get_rank()}"] = _random_state()
+        device = _device_of(model)
+        state[f"rng/{dist.get_rank()}"] = _random_state(device)
         with quiet():
             dcp_save(state, checkpoint_id=unfinished)
         if leader:
-            known = {"step": step, "ranks": _world(), "moments": moments, **fields}
+            known = {"step": step, "ranks": _world(), "device": device, "moments": moments}
+            known |= fields
             problem = _finish(unfinished, path, known)
         _raise(share(problem), step)
     except RunError:
@@ -138,10 +140,11 @@ def load(
     saved = read_state(path)
     moments = saved.get("moments", True)
     state = _state_of(model, optimizer if moments else None, algorithm)
-    same_ranks = saved["ranks"] == _world()
+    device = _device_of(model)
+    same_place = (saved["ranks"], saved["device"]) == (_world(), device)
     mine = f"rng/{dist.get_rank()}"
-    if same_ranks:
-        state[mine] = _random_state()
+    if same_place:
+        state[mine] = _random_state(device)
     try:
         with quiet():
             dcp_load(state, checkpoint_id=path)
@@ -158,7 +161,7 @@ def load(
         )
     else:
         set_model_state_dict(model, state["model"])
-    if same_ranks:
+    if same_place:
         _restore_random_state(state[mine])
     else:
         torch.manual_seed(saved["step"] * saved["ranks"] + dist.get_rank())
@@ -218,10 +221,19 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _random_state() -> torch.Tensor:
-    """The state of the CPU's and, if there is one, this rank's GPU's generator, as bytes."""
+def _device_of(model: Any) -> str:
+    """Where the student is: `cpu` or `cuda`."""
+    return next(model.parameters()).device.type
+
+
+def _random_state(device: str) -> torch.Tensor:
+    """The state of the CPU's and, for a student on a GPU, that GPU's generator, as bytes.
+
+    By the student's device and not by whether CUDA was touched: a rank on a machine with a GPU that
+    trains on the CPU may touch it at any time.
+    """
     states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if device == "cuda":
         states.append(torch.cuda.get_rng_state())
     return torch.cat(states)
 
