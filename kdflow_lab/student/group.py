@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,9 +41,11 @@ def student_group(place: StudentPlace, *, timeout_s: float = 60.0) -> Iterator[D
         place: Where this rank is.
         timeout_s: How long a rank waits in a collective. A signal does not reach it there.
 
-    Leaving by an exception destroys the group, so that the peers' collectives fail at once instead
-    of waiting for a rank that will not come.
+    Leaving by an exception closes the group's connections, so that the peers' collectives fail at
+    once instead of waiting for a rank that will not come. Destroying the group does not do that as
+    long as anything refers to it, such as the model in the traceback.
     """
+    before = _sockets()
     if place.device == "cuda":
         torch.cuda.set_device(place.rank)
     dist.init_process_group(
@@ -54,8 +58,31 @@ def student_group(place: StudentPlace, *, timeout_s: float = 60.0) -> Iterator[D
     )
     try:
         yield init_device_mesh(place.device, (place.world_size,))
+    except BaseException:
+        _hang_up(_sockets() - before)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _sockets() -> set[tuple[int, str]]:
+    """The sockets of this process: file descriptor and inode."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:"):
+                found.add((int(name), target))
+    return found
+
+
+def _hang_up(sockets: set[tuple[int, str]]) -> None:
+    """Shut connections down that somebody else owns, and will close."""
+    for fd, _ in sockets & _sockets():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+            if connection.family == socket.AF_INET or connection.family == socket.AF_INET6:
+                connection.getpeername()  # raises if it only listens
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def is_broken(error: BaseException) -> bool:
