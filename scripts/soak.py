@@ -159,9 +159,12 @@ class Soak:
     def fill_disk(self) -> None:
         """Fill the disk until the run fails, or ends without noticing; then free it."""
         filler = self.folder / "filler"
-        free = shutil.disk_usage(self.folder).free
         with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, free))
+            for share in (1.0, 0.9, 0.5):  # the run takes some of it meanwhile
+                free = int(shutil.disk_usage(self.folder).free * share)
+                with contextlib.suppress(OSError):
+                    size = file.seek(0, os.SEEK_END)
+                    os.posix_fallocate(file.fileno(), size, max(1, free))
         self.wait_for(lambda: self.run.state in ("failed", "finished"), "the full disk")
         filler.unlink()
         if self.run.state == "failed":
