@@ -6,8 +6,6 @@ Run as a module's function in spawned processes, one after another, in a folder 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from one_step import make_models, make_table
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import start_processes
 
 from kdflow_lab.algorithms import make_algorithm
 from kdflow_lab.config import DistillConfig
@@ -84,32 +81,6 @@ def in_folder() -> Iterator[Path]:
         lab = {"student": str(folder / "student"), "trust_remote_code": False}
         RunDirectory(folder / "run").create({"lab": lab})
         yield folder
-
-
-def on_ranks(world_size: int, folder: Path, scene: Callable[[Path], Any]) -> list[Any]:
-    """Let a function of a module do something on every rank; what it returned on each."""
-    with tempfile.TemporaryDirectory(prefix="kdflow-ranks-") as place:
-        arguments = (world_size, place, str(folder), scene)
-        start_processes(_rank, arguments, nprocs=world_size, start_method="spawn")
-        return [
-            torch.load(Path(place) / f"{rank}.pt", weights_only=False) for rank in range(world_size)
-        ]
-
-
-def _rank(rank: int, world_size: int, place: str, folder: str, scene: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{place}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    torch.save(scene(Path(folder)), Path(place) / f"{rank}.pt")
-    dist.destroy_process_group()
-    # An error of DCP keeps frames alive in which the group is still named, and its C++ threads now
-    # and then abort the process while the interpreter ends. Everything is written: leave at once.
-    os._exit(0)
 
 
 def step_of(world_size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -119,8 +120,7 @@ def small_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
 def fill(disk: Path, *, leave: int = 0) -> Path:
     """Fill a disk but for `leave` bytes; remove the returned file to free it."""
     file = disk / "filler"
-    statistics = os.statvfs(disk)
-    free = statistics.f_bavail * statistics.f_frsize
-    with file.open("ab") as filler:
-        os.posix_fallocate(filler.fileno(), 0, max(1, file.stat().st_size + free - leave))
+    with file.open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while shutil.disk_usage(disk).free > leave:  # others may write meanwhile
+            filler.write(bytes(1 << 16))
     return file

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import tempfile
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from one_step import make_table
+from ranks import on_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import start_processes
 
 from kdflow_lab.algorithms import make_algorithm
 from kdflow_lab.config import DistillConfig
@@ -94,28 +93,13 @@ def give_dropout(path: str, share: float) -> None:
 def in_processes(world_size: int, function: Any, *arguments: Any) -> Any:
     """Call `function(rank, world_size, folder, *arguments)` on every rank; what rank 0 returns."""
     with tempfile.TemporaryDirectory(prefix="kdf-") as folder:
-        start_processes(
-            _rank,
-            (world_size, folder, function, arguments),
-            nprocs=world_size,
-            start_method="spawn",
-        )
-        return torch.load(Path(folder) / "result.pt", weights_only=False)
+        return on_ranks(world_size, _of_rank, function, folder, arguments)[0]
 
 
-def _rank(rank: int, world_size: int, folder: str, function: Any, arguments: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    result = function(rank, world_size, folder, *arguments)
-    if rank == 0:
-        torch.save(result, Path(folder) / "result.pt")
-    dist.destroy_process_group()
+def _of_rank(function: Any, folder: str, arguments: Any) -> Any:
+    rank = dist.get_rank()
+    result = function(rank, dist.get_world_size(), folder, *arguments)
+    return result if rank == 0 else None
 
 
 class _Counting(TransformersTeacher):

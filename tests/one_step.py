@@ -7,7 +7,6 @@ starting a process and importing torch takes longer than all the steps.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import tempfile
 import threading
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -139,28 +138,16 @@ def make_table(rows: int = 12) -> TokenTable:
 def steps(world_size: int, models: tuple[str, str], cases: list[Case]) -> list[Step]:
     """Take one step for each case on `world_size` ranks; what rank 0 has in the end."""
     with tempfile.TemporaryDirectory(prefix="kdflow-step-") as folder:
-        start_processes(
-            _rank, (world_size, folder, models, cases), nprocs=world_size, start_method="spawn"
-        )
-        return torch.load(Path(folder) / "steps.pt", weights_only=False)
+        return on_ranks(world_size, _steps, folder, models, cases)[0]
 
 
-def _rank(rank: int, world_size: int, folder: str, models: Any, cases: list[Case]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    taken = [_step(rank, world_size, f"{folder}/{i}.sock", models, c) for i, c in enumerate(cases)]
-    if rank == 0:
-        torch.save(taken, Path(folder) / "steps.pt")
-    dist.destroy_process_group()
+def _steps(folder: str, models: tuple[str, str], cases: list[Case]) -> list[Step] | None:
+    taken = [_step(f"{folder}/{i}.sock", models, case) for i, case in enumerate(cases)]
+    return taken if dist.get_rank() == 0 else None
 
 
-def _step(rank: int, world_size: int, socket: str, models: Any, case: Case) -> Step:
+def _step(socket: str, models: tuple[str, str], case: Case) -> Step:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     teacher_path, student_path = models
     config = DistillConfig.parse(
         algorithm="sft" if case.sft else "vanilla_kd",
@@ -194,7 +181,9 @@ def _step(rank: int, world_size: int, socket: str, models: Any, case: Case) -> S
         student_path,
         config=config,
         mesh=init_device_mesh("cpu", (world_size,)),
-        beside=None if case.sft else lambda width: algorithm.beside(width, teacher.hidden_size),
+        beside=None
+        if case.sft
+        else lambda head: algorithm.beside(head.weight.shape[1], teacher.hidden_size),
     )
     teacher_head = Head.from_pretrained(teacher_path, dtype=torch.float32)
     total = torch.zeros(())

@@ -12,6 +12,7 @@ from typing import Any
 import checkpointing
 import pytest
 import torch
+from ranks import on_ranks
 from small_disk import run_on_small_disk
 
 from kdflow_lab import checkpoints
@@ -31,13 +32,13 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def saved(folder: Path) -> dict[int, list[Any]]:
     """What each rank of one and of two had when it saved."""
-    return {n: checkpointing.on_ranks(n, folder, checkpointing.saves) for n in WORLDS}
+    return {n: on_ranks(n, checkpointing.saves, folder) for n in WORLDS}
 
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path, saved: Any) -> dict[int, list[Any]]:
     """What each rank of one and of two had when it loaded, by the ranks that had saved."""
-    return {n: checkpointing.on_ranks(n, folder, checkpointing.loads) for n in WORLDS}
+    return {n: on_ranks(n, checkpointing.loads, folder) for n in WORLDS}
 
 
 def _differ(a: dict[str, Any], b: dict[str, Any], **tolerance: Any) -> list[str]:
@@ -92,7 +93,7 @@ def test_state_says_what_is_in_it(folder: Path, loaded: dict[int, list[Any]]) ->
 
 def test_checkpoint_before_the_first_update_changes_nothing(folder: Path, saved: Any) -> None:
     """Also one after a first step that was left out, which has gradients and no moments."""
-    (found,) = checkpointing.on_ranks(1, folder, checkpointing.pauses_before_the_first_update)
+    (found,) = on_ranks(1, checkpointing.pauses_before_the_first_update, folder)
     for name in ("saved 1", "loaded 1", "saved 2", "loaded 2"):
         assert set(_differ(found["straight"], found[name])) <= {"random"}, name
     for step in (1, 2):
@@ -100,7 +101,7 @@ def test_checkpoint_before_the_first_update_changes_nothing(folder: Path, saved:
 
 
 def test_every_rank_learns_that_it_cannot_be_written_or_read(folder: Path, saved: Any) -> None:
-    ranks = checkpointing.on_ranks(2, folder, checkpointing.fails)
+    ranks = on_ranks(2, checkpointing.fails, folder)
     assert ranks[0] == ranks[1]
     written, read = ranks[0]
     assert "checkpoint of step 1 cannot be written: " in written
@@ -130,6 +131,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import checkpointing, one_step
+from ranks import on_ranks
 from kdflow_lab import checkpoints
 from kdflow_lab.errors import RunError
 from kdflow_lab.rundir import RunDirectory
@@ -141,7 +143,7 @@ if __name__ == "__main__":
     one_step.make_models(folder / "models", tied=True)
     directory = RunDirectory(folder / "run")
     directory.create({{}})
-    first, second = checkpointing.on_ranks(2, folder, checkpointing.fills_the_disk)
+    first, second = on_ranks(2, checkpointing.fills_the_disk, folder)
     step, said = first
     assert second[0] == step  # no rank thinks that it could be written
     print(said)
