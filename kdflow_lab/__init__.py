@@ -20,7 +20,7 @@ from kdflow_lab.errors import KDFlowLabError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from kdflow_lab import losses, zoo
+    from kdflow_lab import align, losses, zoo
     from kdflow_lab.evaluate.report import Evaluation, EvaluationTable
     from kdflow_lab.lab import Lab
     from kdflow_lab.registration import register_algorithm, register_divergence
@@ -34,6 +34,7 @@ __all__ = [
     "KDFlowLabError",
     "Lab",
     "Run",
+    "align",
     "losses",
     "open_run",
     "register_algorithm",
@@ -52,7 +53,7 @@ _WHERE = {
     "register_divergence": "kdflow_lab.registration",
     "runs": "kdflow_lab.run",
 }
-_MODULES = ("losses", "zoo")
+_MODULES = ("align", "losses", "zoo")
 
 
 def __getattr__(name: str) -> Any:

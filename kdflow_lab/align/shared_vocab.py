@@ -16,6 +16,7 @@ PROBES = (
     "The answer is 42.",
     "naïve café: 3 × 7 = 21",
     "  two  spaces\n\tdef f(x):\n        return x",
+    "cafe\u0301 ﬁne, CAPITALS and 東京",
 )
 """Texts that tokenizers with other merges or other pre-tokenization split differently."""
 
@@ -47,28 +48,14 @@ def shared_vocabulary(
     Raises:
         ModelError: The tokenizers differ; the message shows the first difference.
     """
-    teacher_ids = _by_id(teacher_tokenizer)
-    student_ids = _by_id(student_tokenizer)
-    size = 1 + min(max(teacher_ids), max(student_ids))
-    for token_id in range(size):
-        ours, theirs = student_ids.get(token_id), teacher_ids.get(token_id)
-        if ours != theirs:
-            raise ModelError(
-                _refusal(
-                    f"id {token_id} is {theirs!r} for the teacher and {ours!r} for the student"
-                )
-            )
-    for text in PROBES:
-        teacher_split = teacher_tokenizer.encode(text, add_special_tokens=False)
-        student_split = student_tokenizer.encode(text, add_special_tokens=False)
-        if teacher_split != student_split:
-            raise ModelError(
-                _refusal(
-                    f"they split {text!r} differently: "
-                    f"{teacher_tokenizer.convert_ids_to_tokens(teacher_split)} and "
-                    f"{student_tokenizer.convert_ids_to_tokens(student_split)}"
-                )
-            )
+    if differs := difference(teacher_tokenizer, student_tokenizer):
+        raise ModelError(
+            f"Teacher and student have different tokenizers: {differs}. Their token ids do not "
+            "mean the same, so the teacher cannot mark the student's tokens one by one. Take an "
+            "algorithm that crosses tokenizers (algorithm='auto' or 'byte_prefix'), or a student "
+            "with the teacher's tokenizer."
+        )
+    size = 1 + min(max(_by_id(teacher_tokenizer)), max(_by_id(student_tokenizer)))
     size = min(size, teacher_rows, student_rows)
     note = ""
     if size < max(teacher_rows, student_rows):
@@ -79,14 +66,29 @@ def shared_vocabulary(
     return SharedVocabulary(size, note)
 
 
+def difference(teacher_tokenizer: Any, student_tokenizer: Any) -> str:
+    """Say where two tokenizers differ first, in words; empty if they are the same.
+
+    Equal up to the smaller vocabulary is the same: the ids above it are cut.
+    """
+    teacher_ids = _by_id(teacher_tokenizer)
+    student_ids = _by_id(student_tokenizer)
+    for token_id in range(1 + min(max(teacher_ids), max(student_ids))):
+        ours, theirs = student_ids.get(token_id), teacher_ids.get(token_id)
+        if ours != theirs:
+            return f"id {token_id} is {theirs!r} for the teacher and {ours!r} for the student"
+    for text in PROBES:
+        teacher_split = teacher_tokenizer.encode(text, add_special_tokens=False)
+        student_split = student_tokenizer.encode(text, add_special_tokens=False)
+        if teacher_split != student_split:
+            return (
+                f"they split {text!r} differently: "
+                f"{teacher_tokenizer.convert_ids_to_tokens(teacher_split)} and "
+                f"{student_tokenizer.convert_ids_to_tokens(student_split)}"
+            )
+    return ""
+
+
 def _by_id(tokenizer: Any) -> dict[int, str]:
     """Map id to token, added tokens included."""
     return {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-
-
-def _refusal(difference: str) -> str:
-    return (
-        f"Teacher and student have different tokenizers: {difference}. Their token ids do not mean "
-        "the same, so the teacher cannot mark the student's tokens one by one. Choose a student "
-        "with the teacher's tokenizer; distilling across tokenizers is not in this version."
-    )

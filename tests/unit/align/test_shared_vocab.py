@@ -93,5 +93,5 @@ def test_the_same_ids_with_other_merges_are_refused_with_the_text_that_splits_di
 
 
 def test_the_error_says_what_to_do():
-    with pytest.raises(ModelError, match="Choose a student with the teacher's tokenizer"):
+    with pytest.raises(ModelError, match="or a student with the teacher's tokenizer"):
         _shared(_tokenizer(), _tokenizer(swap=("a", "b")))
