@@ -227,6 +227,10 @@ def _try_algorithm(name: str) -> None:
     hidden = made(TOKENS, WIDTH).requires_grad_(True)
     labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     teacher = (made(TOKENS, 2 * WIDTH), Head(made(VOCABULARY, 2 * WIDTH)))
+    paired: dict[str, Any] = {}
+    if getattr(algorithm, "crosses_tokenizers", False):
+        pair, paired["pairing"] = _tiny_pairing(labels.numpy())
+        _called(who, "two tiny vocabularies", algorithm.meet, pair, VOCABULARY, VOCABULARY)
     output = _called(
         who,
         "tiny hidden states",
@@ -236,6 +240,7 @@ def _try_algorithm(name: str) -> None:
         *(teacher if algorithm.needs_teacher else (None, None)),
         labels,
         num_valid_tokens=TOKENS,
+        **paired,
     )
     if not all(hasattr(output, field) for field in ("loss", "ce", "kd", "agreement")):
         raise ConfigError(
@@ -243,6 +248,21 @@ def _try_algorithm(name: str) -> None:
         )
     _check_value(who, "tiny hidden states", output.loss, shape=())
     _check_gradient(who, "tiny hidden states", output.loss, hidden)
+
+
+def _tiny_pairing(labels: Any) -> tuple[Any, Any]:
+    """Two vocabularies of single bytes, and answers of them that lie token on token."""
+    import numpy as np
+
+    from kdflow_lab.align.pairing import Pairing
+    from kdflow_lab.align.vocabulary import TokenizerPair, Vocabulary
+
+    letters = tuple(bytes([ord("a") + number]) for number in range(VOCABULARY))
+    pair = TokenizerPair(Vocabulary(letters), Vocabulary(letters[::-1]))
+    place = np.arange(len(labels), dtype=np.int64)
+    one_row = np.zeros_like(place)
+    theirs = VOCABULARY - 1 - labels
+    return pair, Pairing(place, place + 1, place, place + 1, one_row, one_row, theirs)
 
 
 def _called(who: str, what: str, function: Callable[..., Any], *args: Any, **fields: Any) -> Any:

@@ -19,6 +19,19 @@ class Algorithm(Protocol):
     the student: its parameters are sharded, reduced, clipped, trained and saved in checkpoints with
     the student's, are whole inside `loss`, and are in no export.
 
+    If those parameters start from the heads' weights, it has `init_beside(student_head,
+    teacher_head)`, called once on every rank with both heads whole, before the optimizer is made;
+    and if they have a learning rate of their own, it is the attribute `beside_lr`.
+
+    One that crosses tokenizers has `crosses_tokenizers = True` and `meet(pair)`, called once after
+    it is made and before `beside`, with the vocabularies of both sides. Its `loss` gets one keyword
+    more, `pairing`: where the tokens of both sides lie in their common text. The teacher's rows are
+    then U in number, and each head is cut to its own tokenizer's ids.
+
+    One that weighs sampled tokens has `needs_logprobs = True`. Its `loss` gets one keyword more,
+    `logprobs`: Float32[T], log-probabilities of the labels under the weights that sampled them, or
+    None where the student did not sample them.
+
     The teacher's rows are the ring's: an algorithm that needs them in backward copies them.
 
     Attributes:

@@ -17,6 +17,7 @@ class SFT:
     """The control of every distillation: the same loop, data and schedule, hard labels only."""
 
     needs_teacher = False
+    crosses_tokenizers = False
 
     def __init__(self, config: DistillConfig) -> None:
         """Keep the config; see `Algorithm`."""

@@ -21,6 +21,7 @@ class VanillaKD:
     """
 
     needs_teacher = True
+    crosses_tokenizers = False
 
     def __init__(self, config: DistillConfig) -> None:
         """Keep the config; see `Algorithm`."""
@@ -71,4 +72,4 @@ class VanillaKD:
         # copied: backward needs the teacher's rows after their slot of the ring was given back
         distance = hidden_loss(config.hidden_loss, rows, teacher_hidden.clone()).sum()
         loss = output.loss + config.hidden_weight * distance / max(1, num_valid_tokens)
-        return LossOutput(loss, output.ce, output.kd, output.agreement)
+        return output._replace(loss=loss)

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdflow_lab.errors import ConfigError
-from kdflow_lab.losses._block import Terms
 from kdflow_lab.losses._chunks import plan
 from kdflow_lab.losses._divergences import check_temperature
 from kdflow_lab.losses._inputs import check_inputs
-from kdflow_lab.losses._walk import Side, statistics_dtype, walk
+from kdflow_lab.losses._side import Side
+from kdflow_lab.losses._teachers import SameRows, Teacher
+from kdflow_lab.losses._terms import Terms
+from kdflow_lab.losses._walk import statistics_dtype, walk
 from kdflow_lab.losses._weight_gradient import WeightGradient
 from kdflow_lab.losses.head import Head
 from kdflow_lab.losses.names import check_params, full_name
@@ -40,12 +42,15 @@ class LossOutput(NamedTuple):
             teacher.
         agreement: Scalar, detached: share of `num_valid_tokens` whose top token is the teacher's;
             NaN without a teacher.
+        extra: What else an algorithm measured, by name: detached scalars, summed over tokens and
+            divided by `num_valid_tokens`, so that micro-batches and ranks add up.
     """
 
     loss: Tensor
     ce: Tensor
     kd: Tensor
     agreement: Tensor
+    extra: dict[str, Tensor] = {}  # noqa: RUF012 - a default of a tuple, never written to
 
 
 def chunked_kd_loss(
@@ -101,48 +106,63 @@ def chunked_kd_loss(
     check_inputs(student_hidden, student_head, teacher_hidden, teacher_head, labels, kd_ratio)
     num_valid_tokens = student_hidden.shape[0] if num_valid_tokens is None else num_valid_tokens
     share = 1.0 / (num_valid_tokens or 1.0)
-    adapter = student_head.adapter
     learns = torch.is_grad_enabled()
-    work = _Work(
-        student_head,
-        teacher_hidden,
-        teacher_head,
-        labels,
-        Terms(
-            divergence=name,
-            params=params,
-            temperature=temperature,
-            factor=temperature**2 if temperature_squared else 1.0,
-            ce_weight=(1.0 - kd_ratio) * share if learns else 0.0,
-            kd_weight=kd_ratio * share if learns else 0.0,
-            in_place=closed_form,
-        ),
-        kd_ratio,
-        share,
-        chunk_tokens,
+    teacher = None
+    if teacher_hidden is not None and teacher_head is not None:
+        teacher = SameRows(Side.of(teacher_hidden, teacher_head))
+    terms = Terms(
+        divergence=name,
+        params=params,
+        temperature=temperature,
+        factor=temperature**2 if temperature_squared else 1.0,
+        ce_weight=(1.0 - kd_ratio) * share if learns else 0.0,
+        kd_weight=kd_ratio * share if learns else 0.0,
+        in_place=closed_form,
     )
-    loss, ce, kd, agreement = _ChunkedLoss.apply(
-        work,
-        student_hidden,
-        student_head.weight,
-        student_head.bias,
-        None if adapter is None else adapter.inner(student_hidden),
-        None if adapter is None else adapter.b,
+    return walked_loss(
+        student_hidden, Work(student_head, teacher, labels, terms, kd_ratio, share, chunk_tokens)
     )
-    return LossOutput(loss, ce, kd, agreement)
 
 
-class _Work(NamedTuple):
-    """Everything of one call that is not differentiated."""
+def walked_loss(student_hidden: Tensor, work: Work) -> LossOutput:
+    """Walk over the tokens, and give back the loss with its gradients."""
+    head = work.head
+    adapter = head.adapter
+    return LossOutput(
+        *_ChunkedLoss.apply(
+            work,
+            student_hidden,
+            head.weight,
+            head.bias,
+            None if adapter is None else adapter.inner(student_hidden),
+            None if adapter is None else adapter.b,
+        )
+    )
+
+
+class Work(NamedTuple):
+    """Everything of one call but the student's rows.
+
+    Attributes:
+        head: The student's.
+        teacher: The teacher's side, or None.
+        labels: Int64[T], or None.
+        terms: What is computed; its weights say what the gradient is of.
+        kd_ratio: The value is (1 - kd_ratio) * ce + kd_ratio * kd.
+        share: What every sum is multiplied by: 1 / num_valid_tokens.
+        chunk_tokens: Rows of a chunk, or `auto`.
+        kd: Scalar, the divergence where it is known beforehand and its gradient is in the terms'
+            weights of the cross-entropy; None: the walk computes it.
+    """
 
     head: Head
-    teacher_hidden: Tensor | None
-    teacher_head: Head | None
+    teacher: Teacher | None
     labels: Tensor | None
     terms: Terms
     kd_ratio: float
     share: float
     chunk_tokens: int | Literal["auto"]
+    kd: Tensor | None = None
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -151,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        work: _Work,
+        work: Work,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -159,12 +179,8 @@ class _ChunkedLoss(torch.autograd.Function):
         outer: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         student = Side.of(hidden, work.head, inner)
-        teacher = None
-        if work.teacher_hidden is not None and work.teacher_head is not None:
-            teacher = Side.of(work.teacher_hidden, work.teacher_head)
-        gradients = _Gradients(
-            student, weight, bias, outer, ctx.needs_input_grad[1:], work, teacher
-        )
+        teacher = work.teacher
+        gradients = _Gradients(student, weight, bias, outer, ctx.needs_input_grad[1:], work)
         values = walk(
             student, teacher, work.labels, work.terms, gradients.chunking, gradients.take_chunk
         )
@@ -176,6 +192,8 @@ class _ChunkedLoss(torch.autograd.Function):
             ce = torch.full_like(ce, torch.nan)
         if teacher is None:
             kd, agreement = torch.full_like(kd, torch.nan), torch.full_like(kd, torch.nan)
+        if work.kd is not None:
+            kd = work.kd.detach().clone()
         loss = torch.zeros_like(ce)
         if work.kd_ratio < 1.0:
             loss = loss + (1.0 - work.kd_ratio) * ce
@@ -215,27 +233,27 @@ class _Gradients:
         bias: Tensor | None,
         outer: Tensor | None,
         wanted: tuple[bool, ...],
-        work: _Work,
-        teacher: Side | None,
+        work: Work,
     ) -> None:
         rows, width, dtype = student.hidden.shape[0], student.weight.shape[0], student.hidden.dtype
-        terms = work.terms
+        terms, teacher = work.terms, work.teacher
         for_hidden, for_weight, for_bias, for_inner, for_outer = (
             wanted if terms.wants_gradient else (False,) * 5
         )
         wide = statistics_dtype(dtype)
+        few = terms.closed_form and (teacher is None or isinstance(teacher, SameRows))
         row_bytes = width * dtype.itemsize
         if teacher is not None:
-            row_bytes += width * teacher.hidden.dtype.itemsize
+            row_bytes += teacher.row_bytes
         self.chunking = plan(
             work.chunk_tokens,
             num_tokens=rows,
-            width=width,
+            width=width if teacher is None else max(width, teacher.width),
             row_bytes=row_bytes,
             element_bytes=wide.itemsize,
             extra_bytes=student.hidden.numel() * dtype.itemsize if for_hidden else 0,
             device=student.hidden.device,
-            **({"temporaries": CLOSED_FORM_TEMPORARIES} if terms.closed_form else {}),
+            **({"temporaries": CLOSED_FORM_TEMPORARIES} if few else {}),
         )
         num_chunks = -(-rows // self.chunking.chunk_tokens)
         self._student = student

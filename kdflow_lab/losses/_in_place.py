@@ -63,6 +63,31 @@ def reverse_kl(z_RV: Tensor, t_RV: Tensor, q_RV: Tensor, log_zs_R: Tensor, p_RV:
     return InPlace(value_R, -sum_R.masked_fill(infinite_R, 0.0), terms_RV, counts_R)
 
 
+def partial_forward_kl(
+    z_RV: Tensor, t_RV: Tensor, q_RV: Tensor, log_zs_R: Tensor, scratch_RV: Tensor
+) -> InPlace:
+    """Sum over t > 0 of t (ln t - ln q) for masses t that may sum to less than 1.
+
+    The gradient is M q - t with M = sum t: what is missing from t has no term.
+
+    Args:
+        z_RV: Of the student.
+        t_RV: Masses, not logits.
+        q_RV: softmax(z).
+        log_zs_R: log-sum-exp(z).
+        scratch_RV: Overwritten.
+    """
+    mass_R = t_RV.sum(dim=-1)
+    # a mass of 0 may have any logarithm
+    torch.clamp(t_RV, min=torch.finfo(t_RV.dtype).tiny, out=scratch_RV).log_()
+    negative_entropy_R = torch.linalg.vecdot(t_RV, scratch_RV)
+    # 0 times an infinite logit is NaN, and zero is meant; NaN logits still show in log_z
+    torch.mul(t_RV, z_RV, out=scratch_RV).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    value_R = negative_entropy_R - scratch_RV.sum(dim=-1) + mass_R * log_zs_R
+    counts_R = (value_R != torch.inf).to(value_R.dtype)
+    return InPlace(value_R, counts_R * mass_R, t_RV, -counts_R)
+
+
 def softmax_into(logits_RV: Tensor, out_RV: Tensor) -> Tensor:
     """Write softmax(logits) of rows whose largest logit is 0; return log-sum-exp, Float[R].
 

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kdflow_lab.losses._block import Terms
 from kdflow_lab.losses._chunks import plan
 from kdflow_lab.losses._divergences import check_temperature
 from kdflow_lab.losses._inputs import check_inputs
-from kdflow_lab.losses._walk import PerToken, Side, walk
+from kdflow_lab.losses._side import Side
+from kdflow_lab.losses._teachers import SameRows, Teacher
+from kdflow_lab.losses._terms import Terms
+from kdflow_lab.losses._walk import PerToken, walk
 from kdflow_lab.losses.head import Head
 from kdflow_lab.losses.names import check_params, full_name
 
@@ -37,17 +39,29 @@ def per_token(
     check_temperature(temperature)
     terms = Terms(full_name(divergence), check_params(divergence, params), temperature)
     check_inputs(student_hidden, student_head, teacher_hidden, teacher_head, labels, kd_ratio)
-    student, teacher = Side.of(student_hidden, student_head), None
-    row_bytes = student_head.width * student_hidden.dtype.itemsize
+    teacher = None
     if teacher_hidden is not None and teacher_head is not None:
-        teacher = Side.of(teacher_hidden, teacher_head)
-        row_bytes += student_head.width * teacher_hidden.dtype.itemsize
+        teacher = SameRows(Side.of(teacher_hidden, teacher_head))
+    return walked_tokens(student_hidden, student_head, teacher, labels, terms, chunk_tokens)
+
+
+@torch.no_grad()
+def walked_tokens(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher: Teacher | None,
+    labels: Tensor,
+    terms: Terms,
+    chunk_tokens: int | Literal["auto"] = "auto",
+) -> PerToken:
+    """Walk over the tokens for their values alone; the inputs are checked."""
+    row_bytes = student_head.width * student_hidden.dtype.itemsize
     chunking = plan(
         chunk_tokens,
         num_tokens=student_hidden.shape[0],
         width=student_head.width,
-        row_bytes=row_bytes,
+        row_bytes=row_bytes + (0 if teacher is None else teacher.row_bytes),
         element_bytes=max(4, student_hidden.dtype.itemsize),
         device=student_hidden.device,
     )
-    return walk(student, teacher, labels, terms, chunking)
+    return walk(Side.of(student_hidden, student_head), teacher, labels, terms, chunking)

@@ -9,15 +9,16 @@ logits takes their place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdflow_lab.losses._block import SLOPE, STUDENT, TEACHER, Block, Terms, take_block
+from kdflow_lab.losses._block import SLOPE, STUDENT, Block, take_block
 from kdflow_lab.losses._chunks import Chunking
-from kdflow_lab.losses.head import Head
+from kdflow_lab.losses._side import Side
+from kdflow_lab.losses._teachers import Teacher
+from kdflow_lab.losses._terms import Terms
 
 
 class PerToken(NamedTuple):
@@ -35,54 +36,10 @@ class PerToken(NamedTuple):
     agreement: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One model's rows and head, ready for products: all in one dtype, cut to the vocabulary.
-
-    Attributes:
-        hidden: Float[T, H].
-        weight: Float[V, H].
-        bias: Float[V] or None.
-        inner: Float[T, K], the adapter's first product, or None.
-        outer: Float[V, K], the adapter's second factor, or None.
-        head: For scale and soft-cap.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    inner: Tensor | None
-    outer: Tensor | None
-    head: Head
-
-    @classmethod
-    def of(cls, hidden: Tensor, head: Head, inner: Tensor | None = None) -> Side:
-        """Put a model's rows and head together; casts the head once if its dtype is another."""
-        width, dtype = head.width, hidden.dtype
-        outer = None
-        if head.adapter is not None:
-            inner = head.adapter.inner(hidden) if inner is None else inner
-            outer = head.adapter.b.detach()[:width].to(dtype)
-        bias = None if head.bias is None else head.bias.detach()[:width].to(dtype)
-        weight = head.weight.detach()[:width].to(dtype)
-        return cls(
-            hidden.detach(), weight, bias, None if inner is None else inner.detach(), outer, head
-        )
-
-    def logits_into(self, out_CV: Tensor, rows: slice) -> None:
-        """Write the products of some rows, before scale and soft-cap."""
-        if self.bias is None:
-            torch.mm(self.hidden[rows], self.weight.t(), out=out_CV)
-        else:
-            torch.addmm(self.bias, self.hidden[rows], self.weight.t(), out=out_CV)
-        if self.inner is not None and self.outer is not None:
-            out_CV.addmm_(self.inner[rows], self.outer.t())
-
-
 @torch.no_grad()
 def walk(
     student: Side,
-    teacher: Side | None,
+    teacher: Teacher | None,
     labels: Tensor | None,
     terms: Terms,
     chunking: Chunking,
@@ -92,7 +49,7 @@ def walk(
 
     Args:
         student: The student's rows and head.
-        teacher: The teacher's, or None.
+        teacher: The teacher's side, or None.
         labels: Int64[T] or None.
         terms: What is computed.
         chunking: Rows at a time.
@@ -105,18 +62,15 @@ def walk(
         *(torch.full((num_tokens,), torch.nan, dtype=dtype, device=device) for _ in range(3))
     )
     held = min(num_tokens, chunking.chunk_tokens)
-    student_CV = torch.empty(held, width, dtype=student.hidden.dtype, device=device)
-    teacher_CV = (
-        None
-        if teacher is None
-        else torch.empty(held, width, dtype=teacher.hidden.dtype, device=device)
-    )
+    student_CV = student.products(held)
     block = Block(min(held, chunking.block_tokens), width, dtype, device)
+    if teacher is not None:
+        teacher.hold(held, min(held, chunking.block_tokens), dtype)
     for rows in chunking.chunks(num_tokens):
         size = rows.stop - rows.start
         student.logits_into(student_CV[:size], rows)
-        if teacher is not None and teacher_CV is not None:
-            teacher.logits_into(teacher_CV[:size], rows)
+        if teacher is not None:
+            teacher.take_chunk(rows)
         for part in chunking.blocks(size):
             tokens = slice(rows.start + part.start, rows.start + part.stop)
             z_RV = block.lifted(student_CV[part], STUDENT)
@@ -124,12 +78,9 @@ def walk(
             if terms.wants_gradient and student.head.soft_cap is not None:
                 slope_RV = block.tensor(len(z_RV), SLOPE)
             student.head.transform_(z_RV, slope_RV)
-            t_RV = None
-            if teacher is not None and teacher_CV is not None:
-                t_RV = block.lifted(teacher_CV[part], TEACHER)
-                teacher.head.transform_(t_RV)
+            target = None if teacher is None else teacher.target(part, tokens)
             of_block = take_block(
-                z_RV, t_RV, None if labels is None else labels[tokens], terms, block
+                z_RV, target, None if labels is None else labels[tokens], terms.at(tokens), block
             )
             for all_T, some_R in zip(values, of_block, strict=True):
                 if some_R is not None:

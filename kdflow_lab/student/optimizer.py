@@ -11,14 +11,43 @@ if TYPE_CHECKING:
     from kdflow_lab.config import DistillConfig
 
 
-def make_optimizer(model: Any, config: DistillConfig) -> torch.optim.AdamW:
-    """AdamW over sharded parameters; biases and norms (one-dimensional) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+BESIDE = "beside."
+"""What the names of an algorithm's own parameters begin with (`Student.beside`)."""
+
+
+def make_optimizer(
+    model: Any, config: DistillConfig, *, beside_lr: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW over sharded parameters; biases and norms (one-dimensional) are not decayed.
+
+    Args:
+        model: The student's.
+        config: `lr`, `betas` and `weight_decay` are read.
+        beside_lr: Learning rate of the algorithm's own parameters, which are then not decayed;
+            None treats them as the student's.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    own = [p for name, p in named if name.startswith(BESIDE) and beside_lr is not None]
+    parameters = [p for name, p in named if not name.startswith(BESIDE) or beside_lr is None]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if own:
+        groups.append({"params": own, "weight_decay": 0.0, "own_lr": beside_lr})
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, config: DistillConfig) -> None:
+    """Give every group the learning rate of a step; one with its own follows the same schedule.
+
+    Args:
+        optimizer: From `make_optimizer`.
+        lr: From `lr_at`.
+        config: Whose `lr` is the schedule's highest.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("own_lr", config.lr) / config.lr
 
 
 def lr_at(step: int, steps: int, config: DistillConfig) -> float:

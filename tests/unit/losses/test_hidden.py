@@ -53,7 +53,7 @@ def test_the_algorithm_adds_the_distance(name: str, teacher_width: int) -> None:
     hidden, weight = _rows(tokens, width).requires_grad_(), _rows(ids, width)
     teacher, teacher_weight = _rows(tokens, teacher_width), _rows(ids, teacher_width)
     labels = torch.arange(tokens)
-    config = DistillConfig(hidden_loss=name, hidden_weight=0.3)  # type: ignore[arg-type]
+    config = DistillConfig.parse(algorithm="vanilla_kd", hidden_loss=name, hidden_weight=0.3)
     algorithm = make_algorithm(config)
     projection = algorithm.beside(width, teacher_width)  # type: ignore[attr-defined]
     assert (projection is None) == (teacher_width == width)
@@ -65,7 +65,7 @@ def test_the_algorithm_adds_the_distance(name: str, teacher_width: int) -> None:
 
     rows = teacher.clone()
     ours = loss(algorithm)
-    plain = loss(make_algorithm(DistillConfig()))
+    plain = loss(make_algorithm(DistillConfig(algorithm="vanilla_kd")))
     mapped = hidden if projection is None else projection(hidden)
     expected = plain + 0.3 * hidden_loss(name, mapped, teacher).sum() / 20
     torch.testing.assert_close(ours, expected)
@@ -76,7 +76,7 @@ def test_the_algorithm_adds_the_distance(name: str, teacher_width: int) -> None:
 
 
 def test_widths_that_differ_need_the_projection() -> None:
-    algorithm = make_algorithm(DistillConfig(hidden_loss="mse"))
+    algorithm = make_algorithm(DistillConfig(algorithm="vanilla_kd", hidden_loss="mse"))
     with pytest.raises(ConfigError, match="needs a projection"):
         algorithm.loss(
             _rows(3, 4), Head(_rows(5, 4)), _rows(3, 6), Head(_rows(5, 6)), torch.zeros(3).long(),
