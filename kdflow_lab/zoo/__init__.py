@@ -1,7 +1,8 @@
 """The models and data that ship with the package: nothing here needs a download.
 
-`zoo/teacher` knows ten kinds of small chat tasks, `zoo/student` speaks and copies but cannot do
-them yet, `zoo/tasks` are the tasks, `zoo/prose` is plain text. How they were made: `MODEL_CARD.md`.
+`zoo/teacher` knows ten kinds of small chat tasks. `zoo/student` speaks and copies but cannot do
+them yet; `zoo/student-unigram` is like it, with another tokenizer. `zoo/tasks` are the tasks,
+`zoo/prose` is plain text. How they were made: `MODEL_CARD.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the models lie: one folder each, in Hugging Face format."""
 
-MODELS = ("zoo/teacher", "zoo/student")
+MODELS = ("zoo/teacher", "zoo/student", "zoo/student-unigram")
 DATASETS = ("zoo/tasks", "zoo/prose")
 
 
@@ -25,7 +26,7 @@ def path(name: str) -> Path:
     """Return the folder of a zoo model, to be given to `from_pretrained`.
 
     Args:
-        name: "zoo/teacher" or "zoo/student".
+        name: One of `MODELS`.
 
     Raises:
         ConfigError: No such model; the message offers the nearest name.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdflow_lab.zoo import WEIGHTS
+from kdflow_lab.zoo import MODELS, WEIGHTS
+
+NAMES = tuple(name.removeprefix("zoo/") for name in MODELS)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the tokenizer, then the models that were asked for."""
-    from kdflow_lab.zoo.tokenizer import train_tokenizer
+    """Train the models that were asked for, each after its tokenizer."""
+    from kdflow_lab.zoo.tokenizer import tokenizer_for
     from kdflow_lab.zoo.train import train as train_model
 
-    tokenizer = train_tokenizer()
-    for name in ("teacher", "student") if args.model == "all" else (args.model,):
-        train_model(name, tokenizer, args.out / name, steps=args.steps)
+    for name in NAMES if args.model == "all" else (args.model,):
+        train_model(name, tokenizer_for(name), args.out / name, steps=args.steps)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -26,7 +27,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from kdflow_lab.zoo.tasks import tasks
 
     rows = tasks("test", rows=args.rows, seed=args.seed).to_list()
-    for name in ("teacher", "student") if args.model == "all" else (args.model,):
+    for name in NAMES if args.model == "all" else (args.model,):
         folder = args.out / name
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -37,7 +38,7 @@ def main() -> None:
     """Parse the command line and run one of the two commands."""
     parser = argparse.ArgumentParser(prog="python -m kdflow_lab.zoo", description=__doc__)
     parser.add_argument("command", choices=["train", "evaluate"])
-    parser.add_argument("--model", choices=["teacher", "student", "all"], default="all")
+    parser.add_argument("--model", choices=[*NAMES, "all"], default="all")
     parser.add_argument(
         "--out",
         type=Path,

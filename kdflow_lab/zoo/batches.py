@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from kdflow_lab.zoo.tokenizer import END, START
+from kdflow_lab.zoo.tokenizer import text_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,25 +29,38 @@ class Batch(NamedTuple):
     labels: torch.Tensor
 
 
-def prompt_text(row: dict[str, Any]) -> str:
+def around_question(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what the chat template writes before a question, and behind it up to the answer."""
+    mark = "\0"
+    asked = [{"role": "user", "content": mark}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    before, _, behind = str(text).partition(mark)
+    return before, behind
+
+
+def prompt_text(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what the chat template makes of the question, up to where the answer starts."""
-    return f"{START}user\n{row['messages'][0]['content']}{END}\n{START}assistant\n"
+    before, behind = around_question(tokenizer)
+    return f"{before}{row['messages'][0]['content']}{behind}"
 
 
 def encode_rows(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], list[int]]]:
-    """Return `(prompt ids, answer ids)` of each row; the answer ends with `<|im_end|>`.
+    """Return `(prompt ids, answer ids)` of each row; the answer ends with the end of the turn.
 
-    Prompt and answer are tokenized apart, many at a time, without Jinja: ten times faster than the
-    chat template, and the same tokens (a test holds that).
+    Prompt and answer are tokenized apart, many at a time, and the chat template is rendered once
+    for all: ten times faster than once a row, and the same tokens (a test holds that).
     """
     rows = list(rows)
     if not rows:
         return []  # the library refuses an empty list
-    prompts = tokenizer([prompt_text(row) for row in rows], add_special_tokens=False)["input_ids"]
+    before, behind = around_question(tokenizer)
+    asked = [f"{before}{row['messages'][0]['content']}{behind}" for row in rows]
+    prompts = tokenizer(asked, add_special_tokens=False)["input_ids"]
     answers = tokenizer(
-        [row["messages"][1]["content"] + END for row in rows], add_special_tokens=False
+        [f"{row['messages'][1]['content']}{tokenizer.eos_token}" for row in rows],
+        add_special_tokens=False,
     )["input_ids"]
     return list(zip(prompts, answers, strict=True))
 
@@ -93,7 +106,7 @@ def chat_batches(
 def prose_batches(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, *, rows: int, length: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """Yield batches cut anywhere out of the texts, which are joined by `<|endoftext|>`.
+    """Yield batches cut anywhere out of the texts, which are joined by a token of their own.
 
     Args:
         texts: What to read.
@@ -103,9 +116,9 @@ def prose_batches(
         seed: Decides where the cuts fall.
     """
     ids: list[int] = []
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    between = text_end(tokenizer)
     for text in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-        ids += [*text, end]
+        ids += [*text, between]
     tokens = torch.tensor(ids)
     generator = torch.Generator().manual_seed(seed)
     while True:

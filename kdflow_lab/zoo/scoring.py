@@ -50,7 +50,7 @@ def answer(
     for start in range(0, len(order), batch_rows):
         places = order[start : start + batch_rows]
         inputs = tokenizer(
-            [prompt_text(rows[i]) for i in places],
+            [prompt_text(rows[i], tokenizer) for i in places],
             return_tensors="pt",
             padding=True,
             padding_side="left",

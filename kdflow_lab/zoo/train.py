@@ -55,6 +55,7 @@ RECIPES = {
         steps=3000, lr=2e-3, batch_rows=64, prose_share=0.35, echo_share=1.0, autocast=False
     ),
 }
+RECIPES["student-unigram"] = RECIPES["student"]
 
 WARMUP_STEPS = 100
 EVALUATE_EVERY = 500
@@ -92,8 +93,8 @@ def train(
     """Train a zoo model from nothing; the latest weights lie in `out` at any time.
 
     Args:
-        name: "teacher" or "student".
-        tokenizer: The zoo's tokenizer.
+        name: As in `RECIPES`.
+        tokenizer: The model's.
         out: Folder for the model; written at every evaluation and at the end.
         steps: Other than the recipe's.
 

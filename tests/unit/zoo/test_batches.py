@@ -33,7 +33,7 @@ def test_rows_are_encoded_as_the_chat_template_does(tokenizer):
         assert prompt == asked
         assert prompt + answer == whole["input_ids"][:-1]  # the template ends with a line break
         assert answer[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(prompt) == prompt_text(row)
+        assert tokenizer.decode(prompt) == prompt_text(row, tokenizer)
         assert tokenizer.decode(answer) == row["messages"][1]["content"] + END
 
 
