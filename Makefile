@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 TORCH = $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 QUIETLY = scripts/quietly
+# SGLang on the CPU, where there is no GPU: `make venv SGLANG=no` leaves it out.
+SGLANG ?= $(if $(wildcard /dev/nvidia0),no,$(if $(filter Linux,$(shell uname -s)),yes,no))
+SGLANG_PINS := kdflow_lab/teacher/sglang/requirements-cpu.txt
 LAB_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
@@ -15,11 +18,14 @@ help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1:/p' Makefile | awk -F: '{printf "make %-6s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## create .venv and install everything into it (once)
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(SGLANG_PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdflow-lab needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Pass another one: make venv PYTHON=python3.12")'
 	@$(QUIETLY) "Creating $(VENV)" $(PYTHON) -m venv $(VENV)
 	@$(QUIETLY) "Installing $(TORCH) (about a minute)" $(PIP) -c constraints.txt $(TORCH)
 	@$(QUIETLY) "Installing kdflow-lab and its tools (about a minute)" $(PIP) -c constraints.txt -e '.[dev]'
+ifeq ($(SGLANG),yes)
+	@$(QUIETLY) "Installing $$(grep '^sglang==' $(SGLANG_PINS)) for the CPU, without its CUDA packages" $(PIP) --no-deps -r $(SGLANG_PINS)
+endif
 	@touch $@
 
 demo: venv ## run the quickstart notebook headless, results under out/

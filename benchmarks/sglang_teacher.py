@@ -4,7 +4,8 @@
 of hidden rows. All is measured in turn in each round, so that a busy machine slows all of it:
 
     hook          seconds inside the forward hook, which writes the rows into the ring's slot
-    bare copy     the same bytes, one `copy_` a prompt, into another slot of the same ring
+    bare copy     the same bytes, one `copy_` a prompt, into another slot of the same ring: by one
+                  thread and by all, the faster of the two counts
     call          `fill` until the rows are in the slot; prefill throughput follows from it
     transformers  the same call of the other backend
     stock         `generate(return_hidden_states=True)` of the same SGLang with the same arguments,
@@ -18,6 +19,7 @@ The name of this file is not `sglang`: a script's folder is the first place that
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 from _common import machine, print_result, timing
 
+from kdflow_lab.engines import ENVIRONMENT
 from kdflow_lab.teacher import make_teacher
 from kdflow_lab.teacher.sglang import versions
 from kdflow_lab.teacher.sglang.arguments import SglangOptions, server_arguments
@@ -101,10 +104,7 @@ def rounds_of(folder: str, prompts: torch.Tensor, rounds: int, threads: int) -> 
         times["call"].append(time.perf_counter() - start)
         times["hook"].append(sglang.hook_s)  # type: ignore[attr-defined]
         rows = student.hidden(0, total).clone()
-        start = time.perf_counter()
-        for first in range(0, total, TOKENS):
-            warm[first : first + TOKENS].copy_(source[first : first + TOKENS])
-        times["copy"].append(time.perf_counter() - start)
+        times["copy"].append(min(bare_copy(warm, source, n) for n in {1, threads}))
         start = time.perf_counter()
         plain.fill([request])
         times["transformers"].append(time.perf_counter() - start)
@@ -116,6 +116,18 @@ def rounds_of(folder: str, prompts: torch.Tensor, rounds: int, threads: int) -> 
     ring.close()
     student.close()
     return {name: seconds[DISCARDED:] for name, seconds in times.items()} | {"worst": worst}
+
+
+def bare_copy(out: torch.Tensor, source: torch.Tensor, threads: int) -> float:
+    """Seconds to copy one tensor into another, a prompt at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    for first in range(0, len(source), TOKENS):
+        out[first : first + TOKENS].copy_(source[first : first + TOKENS])
+    seconds = time.perf_counter() - start
+    torch.set_num_threads(before)
+    return seconds
 
 
 class Stock:
@@ -167,6 +179,7 @@ def main(rounds: int) -> None:
         return
     where = machine()
     threads = where["cores"]
+    os.environ.update(ENVIRONMENT)  # as in a lab: idle threads sleep
     torch.set_num_threads(threads)
     prompts = torch.randint(
         VOCABULARY, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(0)

@@ -8,11 +8,17 @@ import platform
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from kdflow_lab.errors import unknown_name
+from kdflow_lab.teacher import BACKENDS, choose_backend
 from kdflow_lab.teacher.sglang import versions
 
+if TYPE_CHECKING:
+    from kdflow_lab.align import PairReport
+
 GIB = 2**30
+DEVICES = ("auto", "cpu", "cuda")
 INSTALL_CPU = f"pip install --no-deps -r {versions.REQUIREMENTS_CPU}"
 INSTALL_GPU = "pip install 'kdflow-lab[sglang]'"
 
@@ -39,6 +45,8 @@ class Diagnosis:
     """All findings; shows itself as text and as a table."""
 
     findings: list[Finding] = field(default_factory=list)
+    tokenizers: PairReport | None = None
+    """How the teacher's and the student's relate, if a lab was asked."""
 
     @property
     def fits(self) -> bool:
@@ -60,6 +68,8 @@ class Diagnosis:
             lines.append(f"{'ok ' if one.fits else '!! '}{one.name:{width}}  {one.found}")
             if one.advice:
                 lines.append(f"   {'':{width}}  -> {one.advice}")
+        if self.tokenizers is not None:
+            lines.append(repr(self.tokenizers))
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -73,15 +83,34 @@ class Diagnosis:
             + "</td></tr>"
             for one in self.findings
         )
-        return f"<table><tbody>{rows}</tbody></table>"
+        table = f"<table><tbody>{rows}</tbody></table>"
+        if self.tokenizers is None:
+            return table
+        return f"{table}<pre>{html.escape(repr(self.tokenizers))}</pre>"
 
 
-def examine(device: str = "auto") -> Diagnosis:
+def examine(
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    teacher_backend: Literal["auto", "sglang", "transformers"] = "auto",
+) -> Diagnosis:
     """Look at this machine; nothing is started, no model is loaded.
 
     Args:
-        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        device: Where models shall run; `auto` is a GPU where there is one.
+        teacher_backend: What the teacher shall run on; SGLang may be missing unless it is named.
+
+    Returns:
+        What was found of packages, devices and memory, whether it fits, and what to do.
+
+    Raises:
+        ConfigError: There is no such device or backend.
     """
+    for kind, value, known in (
+        ("device", device, DEVICES),
+        ("teacher backend", teacher_backend, BACKENDS),
+    ):
+        if value not in known:
+            raise unknown_name(kind, value, known)
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     if device == "auto":
         device = "cuda" if gpus else "cpu"
@@ -92,8 +121,8 @@ def examine(device: str = "auto") -> Diagnosis:
             _torch(device, gpus),
             _package("transformers"),
             _package("ipyparallel"),
-            _sglang(device),
-            _teacher(device),
+            _sglang(device, named=teacher_backend == "sglang"),
+            _teacher(device, teacher_backend),
             _memory(),
             _shared_memory(),
         ]
@@ -130,12 +159,13 @@ def _torch(device: str, gpus: list[str]) -> Finding:
     return Finding("torch", text)
 
 
-def _sglang(device: str) -> Finding:
+def _sglang(device: str, *, named: bool) -> Finding:
     here = versions.installed()
     install = INSTALL_CPU if device == "cpu" else INSTALL_GPU
     if here.version is None:
         # a teacher on transformers needs none
-        return Finding("sglang", "not installed", True, f"for teacher_backend='sglang': {install}")
+        advice = f"for teacher_backend='sglang': {install}"
+        return Finding("sglang", "not installed", not named, advice)
     text = f"{here.version} (tested: {versions.tested_range()})"
     if here.misfits:
         wants = ", ".join(
@@ -154,14 +184,15 @@ def _sglang(device: str) -> Finding:
     return Finding("sglang", text)
 
 
-def _teacher(device: str) -> Finding:
-    """Say what `auto` comes to."""
-    from kdflow_lab.teacher import choose_backend
-
-    backend, why = choose_backend(device)
-    return Finding(
-        "teacher_backend='auto'", f"{backend} on {device} ({why.removeprefix('auto: ')})"
-    )
+def _teacher(device: str, asked: str) -> Finding:
+    """Say what the asked backend comes to."""
+    name = f"teacher_backend={asked!r}"
+    if asked == "auto":
+        backend, why = choose_backend(device)
+        return Finding(name, f"{backend} on {device} ({why.removeprefix('auto: ')})")
+    why = versions.why_not(device) if asked == "sglang" else ""
+    advice = "see sglang above, or use teacher_backend='transformers'" if why else ""
+    return Finding(name, why or f"{asked} on {device}", not why, advice)
 
 
 def _memory() -> Finding:

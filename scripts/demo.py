@@ -26,6 +26,7 @@ from notebook_runner import Cancelled, Cell, CellFailed, NotebookRunner
 from kdflow_lab.progress import clock, summary
 from kdflow_lab.run import Run
 from kdflow_lab.rundir import list_runs
+from kdflow_lab.teacher import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS = ("teacher", "student_before", "student_after", "sft_control")
@@ -66,8 +67,8 @@ class Display:
 class Demo:
     """One execution of the notebook with what is shown of it."""
 
-    def __init__(self, notebook: Path, out: Path, display: Display) -> None:
-        """Prepare the runner; `run` executes."""
+    def __init__(self, notebook: Path, out: Path, display: Display, **env: str) -> None:
+        """Prepare the runner; `run` executes. `env` goes into the kernel's environment."""
         self.runs = out / "kdflow_runs"
         self.display = display
         self.started = time.monotonic()
@@ -77,7 +78,7 @@ class Demo:
         self._run: Run | None = None
         self.runner = NotebookRunner(
             notebook,
-            env={"KDFLOW_OUT": str(out), "KDFLOW_RUNS": str(self.runs)},
+            env={"KDFLOW_OUT": str(out), "KDFLOW_RUNS": str(self.runs), **env},
             on_cell=self._next_cell,
         )
 
@@ -211,6 +212,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--notebook", type=Path, default=ROOT / "notebooks" / "01_quickstart.ipynb")
     parser.add_argument("--out", type=Path, default=ROOT / "out", help="default: %(default)s")
+    parser.add_argument(
+        "--teacher-backend",
+        choices=BACKENDS,
+        help="what the notebook's teacher runs on; by default $KDFLOW_TEACHER_BACKEND, or auto",
+    )
     args = parser.parse_args(argv)
     if not args.notebook.exists():
         parser.error(f"there is no notebook {args.notebook}")
@@ -219,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     name = args.notebook.stem
     prepare(out, name)
     display.say(f"Running {os.path.relpath(args.notebook)} in {sys.executable}")
-    demo = Demo(args.notebook.resolve(), out, display)
+    asked = {"KDFLOW_TEACHER_BACKEND": args.teacher_backend} if args.teacher_backend else {}
+    demo = Demo(args.notebook.resolve(), out, display, **asked)
     try:
         demo.run()
     except Cancelled:

@@ -19,7 +19,8 @@ from kdflow_lab.run import Run
 
 SETTLED = ("finished", "stopped", "parked")
 VARYING = (
-    "attempt tokens_per_s step_s teacher_wait_s teacher_busy_s memory_bytes time".split()
+    "attempt tokens_per_s step_s teacher_wait_s teacher_busy_s memory_bytes time "
+    "rollout_s rollout_wait_s sync_s".split()
 )  # what differs between two runs that are the same
 
 

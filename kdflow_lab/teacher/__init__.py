@@ -19,6 +19,7 @@ def make_teacher(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    gpus: list[int] | None = None,
     sglang: dict[str, Any] | None = None,
     on_death: Callable[[str], None] | None = None,
     **options: Any,
@@ -33,6 +34,7 @@ def make_teacher(
         path: Folder of the model.
         device: `cpu` or `cuda`.
         threads: CPU threads of the matrix products.
+        gpus: CUDA devices, one for each rank of the teacher; None takes the first ones.
         sglang: Options that only SGLang has, as `SglangOptions` takes them.
         on_death: Called with the reason, from a thread, when a process of the teacher's dies.
         **options: `dtype` and `trust_remote_code`, as in `LabConfig`.
@@ -51,7 +53,13 @@ def make_teacher(
         from kdflow_lab.teacher.sglang.backend import SglangTeacher
 
         teacher = SglangTeacher(
-            path, device=device, threads=threads, options=asked, on_death=on_death, **options
+            path,
+            device=device,
+            threads=threads,
+            gpus=gpus,
+            options=asked,
+            on_death=on_death,
+            **options,
         )
         return teacher, f"{why}; {teacher.remark}" if teacher.remark else why
     if asked.asked:
@@ -61,6 +69,8 @@ def make_teacher(
         )
     from kdflow_lab.teacher.transformers import TransformersTeacher
 
+    if gpus:
+        device = f"{device}:{gpus[0]}"
     return TransformersTeacher(path, device=device, **options), why
 
 

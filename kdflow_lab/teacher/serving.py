@@ -114,7 +114,7 @@ class Serving:
         session = self._session
         while session is not None:
             with session:
-                serve(self._teacher, session, self._turns)
+                serve(self._teacher, session, self._turns, aside=True)
             try:
                 session = self._next_session()
             except TransportError:  # the path is taken or its folder gone: students cannot connect

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.load import load_model
+from kdflow_lab.transport.cuda_ipc import Writer, write_rows, writer_on
 
 if TYPE_CHECKING:
     from kdflow_lab.transport.request import Request
@@ -21,6 +22,9 @@ class TransformersTeacher:
     """Runs packed rows through the decoder alone; the head's product belongs to the students."""
 
     backend = "transformers"
+    asleep = False
+    naps = 0
+    """How often it was sent to sleep."""
     batch_tokens = 0  # packed rows fill the cores already; together they only take more memory
 
     def __init__(
@@ -55,11 +59,34 @@ class TransformersTeacher:
 
     def fill(self, requests: Sequence[Request]) -> None:
         """See `Teacher.fill`."""
+        assert not self.asleep  # `serve` wakes it
         for request in requests:
-            self.hidden_states(request.input_ids, request.cu_seqlens, request.rows, request.out)
+            with request.ring.writing(request.slot):
+                self.hidden_states(request.input_ids, request.cu_seqlens, request.rows, request.out)
+        if self.device.type == "cuda":
+            # Else an error of the device would fail a later request, and its time not be counted.
+            torch.cuda.synchronize(self.device)
+
+    def sleep(self) -> None:
+        """See `Teacher.sleep`: the weights move to host memory."""
+        self.asleep, self.naps = True, self.naps + 1
+        if self.device.type == "cuda":
+            self._decoder.to("cpu")
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """See `Teacher.wake`."""
+        self._decoder.to(self.device)
+        self.asleep = False
 
     def close(self) -> None:
         """See `Teacher.close`: there is nothing but memory, which goes with the last reference."""
+
+    @property
+    def writer(self) -> Writer | None:
+        """This process, if it writes rows from a GPU."""
+        gpu = self.device.index or 0
+        return None if self.device.type == "cpu" else writer_on(gpu)
 
     @torch.inference_mode()
     def hidden_states(
@@ -71,7 +98,7 @@ class TransformersTeacher:
             input_ids: Int32[S] on the CPU, rows end to end; S > 0.
             cu_seqlens: Int32[n + 1] on the CPU: where each row starts, and S.
             rows: Int32[T], positions in [0, S) whose hidden states are wanted.
-            out: dtype[T, H], on the CPU.
+            out: dtype[T, H], on any device.
         """
         hidden = decode(
             self._decoder,
@@ -80,11 +107,7 @@ class TransformersTeacher:
             packed=not self.why_padded,
             pad_id=self._pad_id,
         )
-        if self.device.type == "cpu":
-            # the one write: selecting the wanted rows and putting them into the slot is one step
-            torch.index_select(hidden, 0, rows, out=out)
-        else:
-            out.copy_(hidden.index_select(0, rows.to(self.device)))
+        write_rows(hidden, rows, out)  # the one write
 
 
 def own_dtype(path: str, device: torch.device) -> torch.dtype:

@@ -9,6 +9,9 @@ A slot carries one micro-batch of one student rank there and back:
     hidden_offset   hidden       dtype[max_rows, hidden_size], page aligned, written by the teacher
 
 A slot is a whole number of pages, so that every slot's hidden states are page aligned.
+
+With `on_device` the hidden rows lie in a student's GPU (`cuda_ipc`), slot after slot of
+`device_slot_bytes`; at `hidden_offset` stand the handles of the two events that guard them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 HEADER_BYTES = 64
 _CACHE_LINE = 64
-_PACKED = struct.Struct("<4Q16s")
+_PACKED = struct.Struct("<4Q15sB")
+_DEVICE_LINE = 256  # what CUDA's own allocations are aligned to
+EVENTS_BYTES = 128
+"""Handles of a slot's two events, with `on_device`."""
 _MAX_SLOT_BYTES = 1 << 46
 """Half of the address space of a process: more is a mistake, not a plan."""
 
@@ -40,6 +46,7 @@ class SlotLayout:
         max_rows: Most hidden rows that come back: the response tokens of a micro-batch.
         hidden_size: Numbers in a hidden row.
         dtype_name: The teacher's own dtype: `float32`, `bfloat16` or `float16`.
+        on_device: The hidden rows lie in a GPU, not in the slot.
     """
 
     max_tokens: int
@@ -47,6 +54,7 @@ class SlotLayout:
     max_rows: int
     hidden_size: int
     dtype_name: str
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no slot.
@@ -103,7 +111,13 @@ class SlotLayout:
     @cached_property
     def slot_bytes(self) -> int:
         """Bytes from one slot to the next; a multiple of the page size."""
-        return _up(self.hidden_offset + self.max_rows * self.row_bytes, mmap.PAGESIZE)
+        content = EVENTS_BYTES if self.on_device else self.max_rows * self.row_bytes
+        return _up(self.hidden_offset + content, mmap.PAGESIZE)
+
+    @cached_property
+    def device_slot_bytes(self) -> int:
+        """Bytes from one slot's rows to the next's in a GPU; only used with `on_device`."""
+        return _up(self.max_rows * self.row_bytes, _DEVICE_LINE)
 
     def check(self, *, num_tokens: int, num_sequences: int, num_rows: int) -> None:
         """Refuse a micro-batch that does not fit.
@@ -134,6 +148,7 @@ class SlotLayout:
             self.max_rows,
             self.hidden_size,
             self.dtype_name.encode(),
+            self.on_device,
         )
 
     @classmethod
@@ -144,9 +159,11 @@ class SlotLayout:
             TransportError: These bytes are no layout.
         """
         try:
-            *sizes, dtype = _PACKED.unpack(packed)
+            *sizes, dtype, on_device = _PACKED.unpack(packed)
             name = dtype.rstrip(b"\0").decode("ascii")
-        except (struct.error, UnicodeDecodeError):
+            if on_device > 1:
+                raise ValueError
+        except (struct.error, ValueError):
             raise TransportError(
                 f"Expected a slot layout of {PACKED_BYTES} bytes, got {packed[:80]!r}."
             ) from None
@@ -156,6 +173,7 @@ class SlotLayout:
             max_rows=sizes[2],
             hidden_size=sizes[3],
             dtype_name=name,
+            on_device=bool(on_device),
         )
 
 

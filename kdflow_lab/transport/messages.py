@@ -5,14 +5,15 @@ The socket is AF_UNIX SOCK_SEQPACKET: a message arrives whole and in order, or n
     student -> teacher                              teacher -> student
     HELLO     ring of this rank, with the memfd     WELCOME   served from now on
     REQUEST   this slot is filled: compute it       REFUSED   not served, and why (text)
-    GOODBYE   nothing more will be asked or read    DONE      this slot holds the hidden rows
-                                                    FAILED    this slot failed, and why (text)
-                                                    ENDED     no slot will be answered (text)
+    HOLD      as REQUEST, answered with its phase   DONE      this slot holds the hidden rows
+    PHASE     as HOLD, the last one of its phase    FAILED    this slot failed, and why (text)
+    GOODBYE   nothing more will be asked or read    ENDED     no slot will be answered (text)
 
 Little-endian structs:
 
     HELLO     4s magic, H schema version, H unused, I rank, I world_size, I slots, I unused,
-              then `SlotLayout.pack()`: 72 bytes, and one file descriptor beside them
+              then `SlotLayout.pack()`: 72 bytes, and one file descriptor beside them;
+              if the layout is `on_device`, then `DeviceHandle.pack()`: 80 bytes
     others    B kind, 3 unused, I slot, Q sequence number, d seconds: 24 bytes, then UTF-8 text
 
 `seconds` is what the teacher computed for a DONE slot. What a request asks for stands in the slot's
@@ -26,9 +27,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from kdflow_lab.errors import TransportError
+from kdflow_lab.transport.device import DeviceHandle
 from kdflow_lab.transport.layout import PACKED_BYTES, SlotLayout
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the messages and of the slot's layout; both sides must have the same."""
 
 MAX_MESSAGE_BYTES = 4096
@@ -47,6 +49,12 @@ class Kind(IntEnum):
     FAILED = 5
     GOODBYE = 6
     ENDED = 7
+    HOLD = 8
+    PHASE = 9
+
+
+ASKING = (Kind.REQUEST, Kind.HOLD, Kind.PHASE)
+"""What a student asks for hidden rows with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +65,13 @@ class Hello:
     world_size: int
     slots: int
     layout: SlotLayout
+    device: DeviceHandle | None = None
+    """Where the rows lie, if not in the ring: with `layout.on_device`."""
 
     def pack(self) -> bytes:
         """Return the message's bytes; the descriptor travels beside them."""
         head = _HELLO.pack(_MAGIC, SCHEMA, 0, self.rank, self.world_size, self.slots, 0)
-        return head + self.layout.pack()
+        return head + self.layout.pack() + (b"" if self.device is None else self.device.pack())
 
     @classmethod
     def unpack(cls, message: bytes) -> Hello:
@@ -83,7 +93,14 @@ class Hello:
                 "lab.up())."
             )
         layout = SlotLayout.unpack(message[_HELLO.size : _HELLO.size + PACKED_BYTES])
-        return cls(rank=rank, world_size=world_size, slots=slots, layout=layout)
+        rest = message[_HELLO.size + PACKED_BYTES :]
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            slots=slots,
+            layout=layout,
+            device=DeviceHandle.unpack(rest) if layout.on_device else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

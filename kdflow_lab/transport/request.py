@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdflow_lab.errors import TransportError
+from kdflow_lab.transport.messages import Kind
 
 if TYPE_CHECKING:
     from kdflow_lab.transport.messages import Message
@@ -26,10 +27,11 @@ class Request:
         input_ids: Int32[S], packed without padding.
         cu_seqlens: Int32[n + 1], where each sequence starts, and S.
         rows: Int32[T], positions in [0, S) whose hidden states are wanted.
-        out: dtype[T, H] inside the mapping, to be written once.
+        in_host: What `out` gives, where the ring's rows lie in host memory; else None.
         ring: The rank's.
         slot: Slot of that ring.
         sequence: Number of the request, counted by the rank.
+        kind: `REQUEST`, or `HOLD` and `PHASE` where teacher and students take turns.
     """
 
     rank: int
@@ -38,10 +40,22 @@ class Request:
     input_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     rows: torch.Tensor
-    out: torch.Tensor
+    in_host: torch.Tensor | None
     ring: Ring
     slot: int
     sequence: int
+    kind: Kind = Kind.REQUEST
+
+    @property
+    def out(self) -> torch.Tensor:
+        """dtype[T, H] inside the slot, to be written once, within `ring.writing(slot)`.
+
+        Raises:
+            TransportError: The rows lie in a GPU that this process cannot open.
+        """
+        if self.in_host is not None:
+            return self.in_host
+        return self.ring.hidden(self.slot, self.rows.numel())
 
     @property
     def num_tokens(self) -> int:
@@ -70,10 +84,12 @@ def read_request(rank: int, ring: Ring, message: Message) -> Request:
         input_ids=input_ids,
         cu_seqlens=cu_seqlens,
         rows=rows,
-        out=ring.hidden(message.slot, header.num_rows),
+        # In a GPU they are opened by whoever writes them; that need not be this process.
+        in_host=(None if ring.layout.on_device else ring.hidden(message.slot, header.num_rows)),
         ring=ring,
         slot=message.slot,
         sequence=message.sequence,
+        kind=message.kind,
     )
 
 

@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,13 +20,18 @@ import numpy as np
 import torch
 
 from kdflow_lab.errors import TransportError
-from kdflow_lab.transport.layout import HEADER_BYTES, SlotLayout
+from kdflow_lab.transport import cuda_ipc
+from kdflow_lab.transport.layout import EVENTS_BYTES, HEADER_BYTES, SlotLayout
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from kdflow_lab.transport.device import DeviceHandle
+
 TRANSPORT = "shared memory (memfd)"
 """Name of this transport in the `started` event."""
+ON_DEVICE = "CUDA IPC, ids in shared memory (memfd)"
+"""Name where the rows lie in the student's GPU."""
 
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -76,7 +81,13 @@ class Ring:
     """
 
     def __init__(
-        self, mapping: mmap.mmap, layout: SlotLayout, slots: int, *, fd: int | None = None
+        self,
+        mapping: mmap.mmap,
+        layout: SlotLayout,
+        slots: int,
+        *,
+        fd: int | None = None,
+        device: DeviceHandle | None = None,
     ) -> None:
         """Wrap a mapping that is large enough; use `create` or `attach`.
 
@@ -85,9 +96,12 @@ class Ring:
             layout: Of every slot.
             slots: How many.
             fd: The memory's descriptor, closed with the ring; None if nobody will ask for it.
+            device: Where the rows lie if the layout says that they lie in a GPU.
         """
         self.layout = layout
         self.slots = slots
+        self.device = device
+        self._on_device: cuda_ipc.DeviceSlots | None = None
         self._fd = fd
         self._then: list[Callable[[], None]] = []
         self._mapping = mapping
@@ -96,8 +110,13 @@ class Ring:
         self._memory: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
 
     @classmethod
-    def create(cls, layout: SlotLayout, *, slots: int) -> tuple[Ring, int]:
+    def create(cls, layout: SlotLayout, *, slots: int, gpu: int | None = None) -> tuple[Ring, int]:
         """Allocate, seal and map a new ring.
+
+        Args:
+            layout: Of every slot.
+            slots: How many.
+            gpu: torch's number of the device in which the rows shall lie, if the layout says so.
 
         Returns:
             The ring, and its descriptor: send it to the teacher, then close it.
@@ -121,10 +140,26 @@ class Ring:
                 f"Cannot allocate the ring's {_mib(size)} of shared memory "
                 f"({_sizes(layout, slots)}): {error.strerror}. {_REMEDY}"
             ) from None
-        return cls(mapping, layout, slots), fd
+        ring = cls(mapping, layout, slots)
+        try:
+            if layout.on_device:
+                ring._make_on_device(gpu)
+        except BaseException:
+            ring.close()
+            os.close(fd)
+            raise
+        return ring, fd
 
     @classmethod
-    def attach(cls, fd: int, layout: SlotLayout, *, slots: int, keep_fd: bool = False) -> Ring:
+    def attach(
+        cls,
+        fd: int,
+        layout: SlotLayout,
+        *,
+        slots: int,
+        keep_fd: bool = False,
+        device: DeviceHandle | None = None,
+    ) -> Ring:
         """Map the ring behind a descriptor that another process sent.
 
         Args:
@@ -132,6 +167,8 @@ class Ring:
             layout: Of every slot.
             slots: How many.
             keep_fd: Close the descriptor with the ring only, so that `fd` can be handed on.
+            device: Where the rows lie, if the layout says that they lie in a GPU. It is opened at
+                the first use of a row: a process that only hands rings on needs no GPU.
 
         Raises:
             TransportError: It is no sealed memory of the size that the layout needs.
@@ -160,7 +197,7 @@ class Ring:
             ) from None
         else:
             kept, fd = (fd, -1) if keep_fd else (None, fd)
-            return cls(mapping, layout, slots, fd=kept)
+            return cls(mapping, layout, slots, fd=kept, device=device)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -191,9 +228,11 @@ class Ring:
         return self._memory.ctypes.data + self._start(0)
 
     def contains(self, tensor: torch.Tensor) -> bool:
-        """Tell whether all of a tensor's bytes lie inside the mapping."""
+        """Tell whether all of a tensor's bytes lie inside the mapping, or the slots of a GPU."""
         if not tensor.numel():  # torch gives it the address 0
             return True
+        if self._on_device is not None and tensor.device.type != "cpu":
+            return self._on_device.contains(tensor)
         start = tensor.data_ptr() - self.address
         end = start + tensor.numel() * tensor.element_size()
         return tensor.is_contiguous() and start >= 0 and end <= self.size
@@ -275,9 +314,39 @@ class Ring:
         if not 0 <= num_rows <= layout.max_rows:
             raise TransportError(f"A slot holds {layout.max_rows} hidden rows, not {num_rows}.")
         start = self._start(slot) + layout.hidden_offset
+        if layout.on_device:
+            return self._device_slots().rows(slot, num_rows)
         data = self._memory[start : start + num_rows * layout.row_bytes]
         flat = torch.from_numpy(data).view(getattr(torch, layout.dtype_name))
         return flat.view(num_rows, layout.hidden_size)
+
+    @contextlib.contextmanager
+    def writing(self, slot: int) -> Iterator[None]:
+        """Write a slot's hidden rows in here; see `DeviceSlots.writing`. Nothing on a CPU."""
+        if not self.layout.on_device:
+            yield
+            return
+        with self._device_slots().writing(slot):
+            yield
+
+    def start_reading(self, slot: int) -> None:
+        """Call before a slot's hidden rows are read; see `DeviceSlots`. Nothing on a CPU."""
+        if self.layout.on_device:
+            self._device_slots().start_reading(slot)
+
+    def stop_reading(self, slot: int) -> None:
+        """Call when a slot's hidden rows were read; see `DeviceSlots`. Nothing on a CPU."""
+        if self.layout.on_device:
+            self._device_slots().stop_reading(slot)
+
+    def open_device(self) -> None:
+        """Open the rows' memory now, if they lie in a GPU.
+
+        Raises:
+            TransportError: This process does not see that GPU, or cannot open it.
+        """
+        if self.layout.on_device:
+            self._device_slots()
 
     def on_close(self, then: Callable[[], None]) -> None:
         """Call `then` when the ring is closed, so that others who mapped it let go as well."""
@@ -286,6 +355,7 @@ class Ring:
     def close(self) -> None:
         """Give the mapping back: at once, or when the last tensor that looks at it is gone."""
         self._memory = np.empty(0, np.uint8)
+        self._on_device = None
         with contextlib.suppress(BufferError):
             self._mapping.close()
         fd, self._fd = self._fd, None
@@ -296,12 +366,43 @@ class Ring:
 
     def describe(self) -> dict[str, str | int]:
         """Name and sizes of the transport, for the `started` event."""
-        return {
-            "transport": TRANSPORT,
+        said: dict[str, str | int] = {
+            "transport": ON_DEVICE if self.layout.on_device else TRANSPORT,
             "slots": self.slots,
             "slot_bytes": self.layout.slot_bytes,
             "bytes": self.size,
         }
+        if self.device is not None and self._on_device is not None:
+            said |= {"gpu": self.device.gpu, "gpu_bytes": self._on_device.size}
+        return said
+
+    def _make_on_device(self, gpu: int | None) -> None:
+        """Allocate the rows in a GPU, and put the events' handles into the slots."""
+        if gpu is None:
+            raise TransportError(
+                "The layout puts hidden rows into a GPU, but none was named. Give the student's."
+            )
+        self._on_device, events = cuda_ipc.create(self.layout, self.slots, gpu)
+        self.device = self._on_device.handle
+        for slot, packed in enumerate(events):
+            self._events(slot)[:] = np.frombuffer(packed, np.uint8)
+
+    def _device_slots(self) -> cuda_ipc.DeviceSlots:
+        """The rows in a GPU; opened now if they were not yet."""
+        if self._on_device is None:
+            if self.device is None:
+                raise TransportError(
+                    "The layout puts hidden rows into a GPU, but the ring came without the handle "
+                    "of its memory. This is a bug of kdflow-lab: please report it."
+                )
+            events = [self._events(slot).tobytes() for slot in range(self.slots)]
+            self._on_device = cuda_ipc.open_slots(self.layout, self.device, events)
+        return self._on_device
+
+    def _events(self, slot: int) -> NDArray[np.uint8]:
+        """UInt8[EVENTS_BYTES]: handles of a slot's events."""
+        start = self._start(slot) + self.layout.hidden_offset
+        return self._memory[start : start + EVENTS_BYTES]
 
     def _check(self, header: SlotHeader) -> None:
         self.layout.check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import socket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from kdflow_lab.transport.layout import SlotLayout
 
 _RETRY_S = 0.02
+_CLOSE_S = 10.0
+"""How long a ring in a GPU waits for the teacher to let go of it."""
 
 
 class HiddenRows:
@@ -71,7 +74,7 @@ class HiddenRows:
         """Give the slot back for another request; a second call does nothing."""
         if self._tensor is not None:
             self._tensor = None
-            self._end._free_slot(self._slot)
+            self._end._used(self._slot)
 
 
 class StudentEnd:
@@ -95,6 +98,7 @@ class StudentEnd:
         layout: SlotLayout,
         slots: int,
         timeout_s: float = 60.0,
+        gpu: int | None = None,
     ) -> None:
         """Allocate the ring, wait for the teacher to listen, and introduce this rank.
 
@@ -105,25 +109,33 @@ class StudentEnd:
             layout: Sizes of a slot; its hidden size and dtype are the teacher's.
             slots: Micro-batches that the teacher may be ahead.
             timeout_s: Seconds to wait for the teacher to take this rank in.
+            gpu: torch's number of the device in which the hidden rows shall lie (`cuda_ipc`); None
+                for host memory.
 
         Raises:
             TransportError: No memory, no teacher, or a teacher that refuses this rank.
         """
         self.rank = rank
-        self.layout = layout
+        self.layout = layout = dataclasses.replace(layout, on_device=gpu is not None)
         self.slots = slots
         self._sequence = 0
         self._free = deque(range(slots))
         self._pending: deque[tuple[int, int]] = deque()  # (slot, sequence), the oldest first
         self._reason = ""  # why the connection is useless
         self._closed = False
-        self._ring, fd = Ring.create(layout, slots=slots)
+        self._ring, fd = Ring.create(layout, slots=slots, gpu=gpu)
         self._socket: socket.socket | None = None
         try:
             deadline = time.monotonic() + timeout_s
             self._socket = _connect(socket_path, deadline, timeout_s)
             self.teacher_pid = sockets.peer_of(self._socket).pid
-            hello = Hello(rank=rank, world_size=world_size, slots=slots, layout=layout)
+            hello = Hello(
+                rank=rank,
+                world_size=world_size,
+                slots=slots,
+                layout=layout,
+                device=self._ring.device,
+            )
             self._introduce(hello, fd, deadline, timeout_s)
         except BaseException:
             # No goodbye: a rank that was never there must not pass for one that has finished.
@@ -146,6 +158,7 @@ class StudentEnd:
         input_ids: ArrayLike | torch.Tensor,
         cu_seqlens: ArrayLike | torch.Tensor,
         rows: ArrayLike | torch.Tensor,
+        kind: Kind = Kind.REQUEST,
     ) -> None:
         """Ask for the hidden rows of a micro-batch; returns at once.
 
@@ -158,6 +171,8 @@ class StudentEnd:
             input_ids: Integer[S] on the CPU, packed without padding.
             cu_seqlens: Integer[n + 1], where each sequence starts, and S.
             rows: Integer[T], positions in [0, S) whose hidden states are wanted.
+            kind: `HOLD` or `PHASE` where teacher and students take turns: nothing is answered
+                before every rank has asked for the last one of its phase.
 
         Raises:
             TransportError: No slot is free, the micro-batch does not fit, or the teacher is gone.
@@ -180,7 +195,7 @@ class StudentEnd:
             rows=rows,
         )
         self._sequence += 1
-        message = Message(Kind.REQUEST, slot, self._sequence)
+        message = Message(kind, slot, self._sequence)
         try:
             connection.send(message.pack(), socket.MSG_NOSIGNAL)
         except OSError:
@@ -220,6 +235,7 @@ class StudentEnd:
                 f"The teacher failed on step {header.step}, micro-batch {header.micro_batch} of "
                 f"rank {self.rank}: {message.text}"
             )
+        self._ring.start_reading(slot)
         tensor = self._ring.hidden(slot, header.num_rows)
         return HiddenRows(self, slot, tensor, header.step, header.micro_batch, message.seconds)
 
@@ -236,6 +252,9 @@ class StudentEnd:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.send(Message(Kind.GOODBYE).pack(), socket.MSG_NOSIGNAL)
+                if self.layout.on_device:
+                    # The memory of a GPU may go only when the teacher has closed it.
+                    _readable_until_gone(self._socket, _CLOSE_S)
             self._hang_up()
         self._closed = True
         self._free.clear()
@@ -309,6 +328,12 @@ class StudentEnd:
             raise TransportError(self._reason or "This end of the ring is closed.")
         return self._socket
 
+    def _used(self, slot: int) -> None:
+        """Take a slot back whose rows were read, or will be by what is queued on the GPU."""
+        if not self._closed:
+            self._ring.stop_reading(slot)
+        self._free_slot(slot)
+
     def _free_slot(self, slot: int) -> None:
         if not self._closed:
             self._ring.set_state(slot, SlotState.FREE)
@@ -339,3 +364,11 @@ def _readable(connection: socket.socket, timeout_s: float | None) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000))
+
+
+def _readable_until_gone(connection: socket.socket, timeout_s: float) -> None:
+    """Read what the peer still says, until it has closed its end or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while _readable(connection, deadline - time.monotonic()):
+        if not sockets.receive(connection):
+            return

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kdflow_lab.errors import TransportError
 from kdflow_lab.transport import sockets
-from kdflow_lab.transport.messages import MAX_MESSAGE_BYTES, Hello, Kind, Message
+from kdflow_lab.transport.messages import ASKING, MAX_MESSAGE_BYTES, Hello, Kind, Message
 from kdflow_lab.transport.request import Order, Request, read_request, total_tokens
 from kdflow_lab.transport.ring import Ring, SlotState
 
@@ -118,6 +118,12 @@ class TeacherEnd:
         except TransportError as error:
             self._end(str(error))
             raise
+
+    @property
+    def num_active(self) -> int:
+        """Ranks that have not finished."""
+        with self._lock:
+            return self.world_size - sum(rank.finished for rank in self._ranks.values())
 
     def publish(self, request: Request, teacher_s: float) -> None:
         """Hand the written rows over.
@@ -235,7 +241,9 @@ class TeacherEnd:
             if not fds:
                 raise TransportError("The hello of a student came without its ring's memory.")
             fd = fds.pop()
-            ring = Ring.attach(fd, hello.layout, slots=hello.slots, keep_fd=True)
+            ring = Ring.attach(
+                fd, hello.layout, slots=hello.slots, keep_fd=True, device=hello.device
+            )
         except (TransportError, ValueError) as error:
             for fd in fds:
                 os.close(fd)
@@ -287,12 +295,14 @@ class TeacherEnd:
                 "ranks cannot go on without it."
             )
         message = Message.unpack(packed)
-        if message.kind is Kind.REQUEST:
+        if message.kind in ASKING:
             rank.waiting.append(message)
         elif message.kind is Kind.GOODBYE:
             # What it asked for and will not read is not computed.
             rank.finished = True
             rank.waiting.clear()
+            if rank.ring.layout.on_device:
+                rank.ring.close()  # its memory may go only when nobody has it open
             rank.connection.close()
         else:
             raise TransportError(
@@ -326,8 +336,8 @@ class TeacherEnd:
             for rank in self._ranks.values():
                 if not rank.finished:
                     _send(rank.connection, ended)
-                    rank.connection.close()
-                rank.ring.close()
+                rank.ring.close()  # a student frees a GPU's memory when the connection is closed
+                rank.connection.close()
             self._ranks.clear()
             for stranger in self._strangers.values():
                 _send(stranger, ended)

@@ -44,9 +44,16 @@ def test_training_on_a_gpu_is_training_on_the_cpu(gpu_lab: kd.Lab, cpu_run: kd.R
     run = gpu_lab.distill(**SMALL, steps=10, precision="float32").wait(timeout=120)
     started = next(event for event in run.events if event["event"] == "started")
     assert started["device"] == "cuda"
+    assert started["ranks"][0]["transport"]["why"].startswith("auto: ")
     for column in ("loss", "kd", "ce", "agreement"):
         np.testing.assert_allclose(run.metrics[column], cpu_run.metrics[column], rtol=2e-3)
     np.testing.assert_allclose(run.metrics["loss"][0], cpu_run.metrics["loss"][0], rtol=1e-5)
+
+
+def test_turns_on_one_gpu_are_the_same_training(gpu_lab: kd.Lab, cpu_run: kd.Run) -> None:
+    options = {**SMALL, "steps": 10, "precision": "float32", "teacher_batches_per_phase": 4}
+    run = gpu_lab.distill(**options, eval_every=5).wait(timeout=120)
+    np.testing.assert_allclose(run.metrics["loss"], cpu_run.metrics["loss"], rtol=2e-3)
 
 
 def test_bfloat16_learns_about_the_same(gpu_lab: kd.Lab, cpu_run: kd.Run) -> None:

@@ -27,18 +27,29 @@ class Case(NamedTuple):
     backend: str
     family: str
     dtype: torch.dtype
+    ranks: str = ""
+    """`tp_size` or `dp_size` if that is 2."""
+
+    def __str__(self) -> str:
+        """The test's name."""
+        words = (self.backend, self.family, str(self.dtype)[6:], self.ranks)
+        return "-".join(word for word in words if word)
 
 
 CASES = [
-    Case(backend, family, dtype)
-    for family, dtype in (
-        ("llama", torch.float32),
-        ("qwen3", torch.float32),
-        ("gemma2", torch.float32),
-        ("gemma3", torch.float32),
-        ("qwen3", torch.bfloat16),
-    )
-    for backend in ("transformers", "sglang")
+    *(
+        Case(backend, family, dtype)
+        for family, dtype in (
+            ("llama", torch.float32),
+            ("qwen3", torch.float32),
+            ("gemma2", torch.float32),
+            ("gemma3", torch.float32),
+            ("qwen3", torch.bfloat16),
+        )
+        for backend in ("transformers", "sglang")
+    ),
+    Case("sglang", "llama", torch.float32, "tp_size"),
+    Case("sglang", "qwen3", torch.float32, "dp_size"),
 ]
 
 
@@ -49,33 +60,35 @@ class Subject(NamedTuple):
         teacher: The backend.
         folder: Its model.
         dtype: Of its rows.
+        ranks: `tp_size` or `dp_size` if that is 2.
     """
 
     teacher: Any
     folder: Path
     dtype: torch.dtype
+    ranks: str
 
 
-@pytest.fixture(
-    scope="session",
-    params=CASES,
-    ids=lambda case: f"{case.backend}-{case.family}-{str(case.dtype)[6:]}",
-)
+@pytest.fixture(scope="session", params=CASES, ids=str)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Every family on every backend; SGLang with chunks that are shorter than the rows."""
     import tiny_models as models
 
     case: Case = request.param
     folder = models.write_model(case.family, tmp_path_factory.mktemp("model"), case.dtype)
-    engine_args = {"chunked_prefill_size": models.CHUNK, "max_total_tokens": 2048}
+    options: dict[str, Any] = {
+        "engine_args": {"chunked_prefill_size": models.CHUNK, "max_total_tokens": 2048}
+    }
+    if case.ranks:
+        options[case.ranks] = 2
     teacher, _ = make_teacher(
         case.backend,
         str(folder),
         dtype=str(case.dtype).removeprefix("torch."),
-        threads=2,
-        sglang={"engine_args": engine_args} if case.backend == "sglang" else None,
+        threads=1 if case.ranks else 2,
+        sglang=options if case.backend == "sglang" else None,
     )
-    yield Subject(teacher, folder, case.dtype)
+    yield Subject(teacher, folder, case.dtype, case.ranks)
     teacher.close()
 
 

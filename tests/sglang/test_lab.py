@@ -74,13 +74,37 @@ def test_a_run_is_the_same_on_either_backend(
     assert scored.kl == pytest.approx(0, abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def run_to_run(sglang_lab: kd.Lab, undisturbed: kd.Run) -> float:
+    """How far the weights of two undisturbed runs are apart: SGLang may batch rows differently."""
+    again = sglang_lab.distill(**OPTIONS, steps=20).wait(timeout=START_S)
+    return _apart(again, undisturbed)
+
+
+def _apart(run: kd.Run, other: kd.Run) -> float:
+    """Largest difference of two runs' weights."""
+    weights = run.student().state_dict()
+    return max(
+        float((weights[name] - tensor).abs().max())
+        for name, tensor in other.student().state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("moment", ["busy", "idle"])
 def test_death_while_training_is_seen_healed_and_costs_nothing(
-    sglang_lab: kd.Lab, undisturbed: kd.Run
+    sglang_lab: kd.Lab, undisturbed: kd.Run, run_to_run: float, moment: str
 ) -> None:
+    """The scheduler dies in the middle of a pass, or while the run is paused."""
     run = sglang_lab.distill(**OPTIONS, steps=20, checkpoint_every=4)
     faults.reach(run, 6)
+    scheduler = _scheduler(sglang_lab)
+    if moment == "busy":
+        faults.wait_for(lambda: scheduler.status() == psutil.STATUS_RUNNING, what="a pass")
+    else:
+        run.pause()
+        faults.state(run, "paused")
     students = {role: pid for role, pid in faults.pids(sglang_lab).items() if "student" in role}
-    _scheduler(sglang_lab).send_signal(signal.SIGKILL)
+    scheduler.send_signal(signal.SIGKILL)
     reason = faults.fails_soon(run, seconds=SEEN_S)
     assert "teacher" in reason
     assert "resume" in reason
@@ -89,9 +113,11 @@ def test_death_while_training_is_seen_healed_and_costs_nothing(
     run.wait(timeout=START_S)
     assert students.items() <= faults.pids(sglang_lab).items()
     np.testing.assert_allclose(_values(run, "loss"), _values(undisturbed, "loss"), rtol=1e-5)
-    weights = run.student().state_dict()
-    for name, tensor in undisturbed.student().state_dict().items():
-        np.testing.assert_allclose(weights[name], tensor, atol=1e-5, err_msg=name)
+    apart = _apart(run, undisturbed)
+    print(
+        f"weights: {apart:.1e} from an undisturbed run's, two of which are {run_to_run:.1e} apart"
+    )
+    assert apart <= max(2 * run_to_run, 1e-6)
 
 
 def test_death_while_idle_is_seen_and_healed(sglang_lab: kd.Lab) -> None:
@@ -110,14 +136,17 @@ def test_death_while_idle_is_seen_and_healed(sglang_lab: kd.Lab) -> None:
 
 def test_a_killed_supervisor_leaves_nothing(sglang_lab: kd.Lab) -> None:
     """No process of SGLang's, and nothing in shared memory."""
+    sglang_lab.close()
+    before = leftovers.shared_memory()
     sglang_lab.up()
     folder = _folder(sglang_lab)
-    assert _ours(), "there is something to leave"
+    mine = _of_sglang() - before
+    assert mine, "there is something to leave"
     os.kill(faults.pids(sglang_lab)["supervisor"], signal.SIGKILL)
     assert leftovers.wait_until_gone(folder, seconds=10) == []
-    assert _ours() == []
+    assert mine & leftovers.left_in_shared_memory(before) == set()
 
 
-def _ours() -> list[str]:
+def _of_sglang() -> set[str]:
     names = leftovers.shared_memory()
-    return [name for name in names if name.startswith(("sglang_", "sem.kdflow-"))]
+    return {name for name in names if name.startswith(("sglang_", "sem.kdflow-"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +37,18 @@ class SglangOptions:
     quantization: str | None = None
     context_length: int | None = None
     engine_args: dict[str, Any] = field(default_factory=dict)
+    colocated: bool = False
+    """The students use GPUs of the teacher: it must be able to give its memory away."""
 
     @property
     def asked(self) -> list[str]:
         """Names of the options that differ from their defaults."""
         default = SglangOptions()
-        return [name for name in self.__slots__ if getattr(self, name) != getattr(default, name)]
+        return [
+            name
+            for name in self.__slots__
+            if name != "colocated" and getattr(self, name) != getattr(default, name)
+        ]
 
 
 def server_arguments(
@@ -88,6 +95,9 @@ def server_arguments(
     else:
         # A hook does not run when a captured graph is replayed. Nothing is decoded either.
         arguments |= {"disable_cuda_graph": True}
+        if options.colocated and importlib.util.find_spec("torch_memory_saver"):
+            # The backup keeps the weights in host memory while the teacher sleeps.
+            arguments |= {"enable_memory_saver": True, "enable_weights_cpu_backup": True}
     for name, theirs in OPTIONS.items():
         value = getattr(options, name)
         if value not in (None, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from kdflow_lab.teacher.sglang import canary, versions, wire
 from kdflow_lab.teacher.sglang.arguments import SglangOptions, server_arguments
 from kdflow_lab.teacher.sglang.process import EngineProcess
 from kdflow_lab.teacher.transformers import own_dtype
+from kdflow_lab.transport.cuda_ipc import Writer, writer_on
 
 if TYPE_CHECKING:
     from kdflow_lab.transport.request import Request
@@ -33,6 +35,7 @@ class SglangTeacher:
         device: str = "cpu",
         trust_remote_code: bool = False,
         threads: int | None = None,
+        gpus: list[int] | None = None,
         options: SglangOptions | None = None,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
@@ -44,6 +47,7 @@ class SglangTeacher:
             device: `cpu` or `cuda`.
             trust_remote_code: Passed on to SGLang.
             threads: CPU threads of its matrix products; on a CPU only.
+            gpus: CUDA devices of its ranks; None takes the first ones.
             options: What only this backend has.
             on_death: Called with the reason, from a thread, when SGLang dies.
 
@@ -72,6 +76,11 @@ class SglangTeacher:
         arguments = server_arguments(
             path, options, dtype=name, device=device, trust_remote_code=trust_remote_code
         )
+        self._device = device
+        self.writer = _writer(options, gpus) if device == "cuda" else None
+        """Its process that writes rows from a GPU; None on a CPU, or if several write."""
+        self.asleep = False
+        self._path, self._saver = path, "enable_memory_saver" in arguments
         self._numbers = itertools.count(1)
         self._rings: dict[int, int] = {}  # number of a ring, by its object's id
         self.hook_s = 0.0
@@ -80,6 +89,7 @@ class SglangTeacher:
             {"arguments": arguments},
             device=device,
             threads=threads if device == "cpu" else None,
+            gpus=gpus,
             on_death=on_death or (lambda _: None),
         )
         try:
@@ -110,6 +120,34 @@ class SglangTeacher:
         places = [[self._number(one.ring), one.slot, one.sequence] for one in requests]
         self.hook_s = self._process.call({"do": "fill", "requests": places})["hook_s"]
 
+    def sleep(self) -> None:
+        """See `Teacher.sleep`: SGLang gives its weights and its key-value cache away.
+
+        Raises:
+            ModelError: It was not started so that it can, or has died.
+        """
+        if self._device == "cuda":
+            if not self._saver:
+                raise ModelError(
+                    "SGLang was not started so that it can give its memory away: teacher and "
+                    "students have GPUs of their own (teacher_devices, student_devices), or the "
+                    "package torch_memory_saver is not installed. Leave teacher_batches_per_phase "
+                    "out, or change that and start the lab again."
+                )
+            self._process.call({"do": "sleep"})
+        self.asleep = True
+
+    def wake(self) -> None:
+        """See `Teacher.wake`; the canary looks again.
+
+        Raises:
+            ModelError: Its rows drifted, or it has died.
+        """
+        if self._device == "cuda":
+            self._process.call({"do": "wake"})
+            self.drift = self.check(self._path)
+        self.asleep = False
+
     def score(self, request: Request, replica: int) -> list[list[float]]:
         """Fill one request on one replica and return SGLang's own log-probabilities.
 
@@ -127,7 +165,8 @@ class SglangTeacher:
             path: Folder of the model, whose head the students will use.
 
         Returns:
-            `largest` and `mean` difference in nats, and the `tokens` that were compared.
+            `largest` and `mean` difference in nats, the `tokens` that were compared, and how far
+            replicas are apart at most (`replicas_apart`, in nats).
 
         Raises:
             ModelError: They drifted further than the dtype's rounding explains.
@@ -149,7 +188,25 @@ class SglangTeacher:
 
         def forget() -> None:
             self._rings.pop(id(ring), None)
-            self._process.tell({"do": "close", "ring": number})
+            if ring.layout.on_device:
+                # The student frees the GPU's memory next: nobody may have it open then.
+                with contextlib.suppress(ModelError):
+                    self._process.call({"do": "close", "ring": number, "wait": True})
+            else:
+                self._process.tell({"do": "close", "ring": number})
 
         ring.on_close(forget)
         return number
+
+
+def _writer(options: SglangOptions, gpus: list[int] | None) -> Writer | None:
+    """Tell which process writes: the first tensor-parallel rank of the last pipeline stage.
+
+    Args:
+        options: How many ranks there are.
+        gpus: The only devices that SGLang sees, one for each rank; None for all.
+    """
+    if options.dp_size > 1:
+        return None
+    rank = (options.pp_size - 1) * options.tp_size
+    return writer_on(rank if gpus is None else gpus[rank], gpus)

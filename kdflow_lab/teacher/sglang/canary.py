@@ -48,27 +48,35 @@ def check(teacher: SglangTeacher, path: str) -> dict[str, float]:
     )
     made, fd = Ring.create(layout, slots=1)
     ring = Ring.attach(fd, layout, slots=1, keep_fd=True)
+    differences, said = [], []
     try:
-        differences = torch.cat(
-            [
-                _differences(teacher, head, _request(ring, lengths, replica + 1, teacher), replica)
-                for replica in range(teacher.replicas)
-            ]
-        )
+        for replica in range(teacher.replicas):
+            request = _request(ring, lengths, replica + 1, teacher)
+            theirs = teacher.score(request, replica)
+            differences.append(_ours(head, request) - _flat(theirs))
+            said.append(_flat(theirs))
     finally:
         ring.close()
         made.close()
-    largest, mean = differences.abs().max().item(), differences.abs().mean().item()
+    drift = torch.cat(differences).abs()
+    largest, mean = drift.max().item(), drift.mean().item()
+    apart = max((one - said[0]).abs().max().item() for one in said)
     most_largest, most_mean = MOST[teacher.dtype]
     if not (largest <= most_largest and mean <= most_mean):  # also for nan
         raise ModelError(
             f"The SGLang teacher's hidden states do not fit its head: log-probabilities that "
             f"students would compute differ from SGLang's own by {largest:.3g} nats at most and "
-            f"{mean:.3g} on average over {len(differences)} tokens; rounding of {teacher.dtype} "
+            f"{mean:.3g} on average over {len(drift)} tokens; rounding of {teacher.dtype} "
             f"explains {most_largest:g} and {most_mean:g}. Use teacher_backend='transformers', and "
             "please report the model."
         )
-    return {"largest": largest, "mean": mean, "tokens": len(differences)}
+    if not apart <= most_largest:
+        raise ModelError(
+            f"The {teacher.replicas} replicas of the SGLang teacher differ: the same prompts get "
+            f"log-probabilities that are {apart:.3g} nats apart; rounding of {teacher.dtype} "
+            f"explains {most_largest:g}. Use dp_size=1, and please report the model."
+        )
+    return {"largest": largest, "mean": mean, "tokens": len(drift), "replicas_apart": apart}
 
 
 def _request(ring: Ring, lengths: list[int], sequence: int, teacher: SglangTeacher) -> Request:
@@ -89,18 +97,16 @@ def _request(ring: Ring, lengths: list[int], sequence: int, teacher: SglangTeach
 
 
 @torch.inference_mode()
-def _differences(
-    teacher: SglangTeacher, head: Head, request: Request, replica: int
-) -> torch.Tensor:
-    """Float32[tokens with a predecessor]: ours less SGLang's, in nats."""
-    theirs = teacher.score(request, replica)
-    ends = request.cu_seqlens.tolist()
+def _ours(head: Head, request: Request) -> torch.Tensor:
+    """Float32[tokens with a predecessor]: log-probabilities as a student computes them, in nats."""
     found = []
-    for (start, stop), logprobs in zip(pairwise(ends), theirs, strict=True):
-        if stop - start < 2:
-            continue
-        ours = head.logits(request.out[start : stop - 1]).log_softmax(-1)
+    for start, stop in pairwise(request.cu_seqlens.tolist()):
+        logits = head.logits(request.out[start : stop - 1])
         targets = request.input_ids[start + 1 : stop].long()
-        ours = ours.gather(1, targets[:, None])[:, 0]
-        found.append(ours - torch.tensor(logprobs))
+        found.append(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
     return torch.cat(found)
+
+
+def _flat(logprobs: list[list[float]]) -> torch.Tensor:
+    """Float32[tokens with a predecessor]: those of all sequences, in nats."""
+    return torch.tensor([one for sequence in logprobs for one in sequence])

@@ -24,10 +24,12 @@ class Prompt:
     Attributes:
         place: Where its rows go.
         ids: Its token ids.
+        name: What it is called in errors.
     """
 
     place: Place
     ids: list[int]
+    name: str = "a row"
 
 
 class Desk:
@@ -71,11 +73,11 @@ class Desk:
         """Obey one message.
 
         Args:
-            message: `do`: `open`, `close`, `fill` or `score`, and its arguments.
+            message: `do`: `open`, `close`, `fill`, `score`, `sleep` or `wake`, and its arguments.
             fd: That came with it.
 
         Returns:
-            The answer; None for `close`, which has none.
+            The answer; None for a `close` that is not waited for.
         """
         try:
             match message["do"]:
@@ -84,10 +86,16 @@ class Desk:
                 case "close":
                     self._hooks.close(message)
                     self._rings.pop(message["ring"]).close()
-                    return None
+                    return {} if message.get("wait") else None
                 case "fill":
                     self._run(message["requests"], None)
                     return {"hook_s": self._hooks.seconds}
+                case "sleep":
+                    self._engine.release_memory_occupation()
+                    return {}
+                case "wake":
+                    self._engine.resume_memory_occupation()
+                    return {}
                 case "score":
                     outputs = self._run(message["requests"], message["replica"], logprobs=True)
                     return {"logprobs": [_logprobs(output) for output in outputs]}
@@ -135,7 +143,11 @@ class Desk:
             for index, (start, stop) in enumerate(pairwise(map(int, cu_seqlens))):
                 place = Place(ring_number, slot, sequence, index)
                 if stop > start and header.num_rows:
-                    prompts.append(Prompt(place, input_ids[start:stop].tolist()))
+                    name = (
+                        f"row {index} of micro-batch {header.micro_batch} in step "
+                        f"{header.step + 1} of student {header.rank}"
+                    )
+                    prompts.append(Prompt(place, input_ids[start:stop].tolist(), name))
         if not prompts:
             return []
         self._check_lengths(prompts)
@@ -143,8 +155,9 @@ class Desk:
         loop = self._engine.loop
         answers = loop.run_until_complete(self._generate(shares, replica, logprobs))
         outputs = [output for answer in answers for output in answer]
-        for output in outputs:
-            _check(output)
+        asked = [prompt for share in shares for prompt in share]
+        for prompt, output in zip(asked, outputs, strict=True):
+            _check(prompt, output)
         self._hooks.wait_written(wanted)
         return outputs
 
@@ -169,17 +182,18 @@ class Desk:
         )
 
     def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        if longest > self._longest:
+        longest = max(prompts, key=lambda prompt: len(prompt.ids))
+        if len(longest.ids) > self._longest:
             pool = (
                 ""
                 if self._longest + 1 >= self._context_length
                 else (f", and its cache {self._pool_tokens}")
             )
             raise ConfigError(
-                f"A row of {longest} tokens is too long for the SGLang teacher, which takes up to "
-                f"{self._longest} (its context holds {self._context_length}{pool}). Lower "
-                "max_length, or raise context_length or mem_fraction of the lab."
+                f"{longest.name.capitalize()} has {len(longest.ids)} tokens, too many for the "
+                f"SGLang teacher, which takes up to {self._longest} (its context holds "
+                f"{self._context_length}{pool}). Lower max_length, or raise context_length or "
+                "mem_fraction of the lab."
             )
 
 
@@ -196,8 +210,12 @@ def _shares(prompts: Sequence[Prompt], replicas: int) -> list[list[Prompt]]:
     return shares
 
 
-def _check(output: dict[str, Any]) -> None:
+def _check(prompt: Prompt, output: dict[str, Any]) -> None:
     """Refuse an answer that says that not every token was run.
+
+    Args:
+        prompt: What was asked.
+        output: SGLang's answer to it.
 
     Raises:
         ConfigError: SGLang ended the request, or took tokens from a cache.
@@ -205,11 +223,13 @@ def _check(output: dict[str, Any]) -> None:
     about = output["meta_info"]
     finish = about.get("finish_reason") or {}
     if finish.get("type") == "abort":
-        raise ConfigError(f"SGLang refused a row: {finish.get('message', 'it gave no reason')}")
+        why = finish.get("message", "it gave no reason")
+        raise ConfigError(f"SGLang refused {prompt.name}: {why}")
     if about.get("cached_tokens"):
         raise ConfigError(
-            f"SGLang took {about['cached_tokens']} tokens from its cache instead of running them: "
-            "their hidden states are missing. Leave engine_args that turn the radix cache on."
+            f"SGLang took {about['cached_tokens']} tokens of {prompt.name} from its cache instead "
+            "of running them: their hidden states are missing. Leave engine_args that turn the "
+            "radix cache on."
         )
 
 

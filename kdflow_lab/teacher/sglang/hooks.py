@@ -13,7 +13,8 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from kdflow_lab.errors import KDFlowLabError, TransportError
 from kdflow_lab.teacher.sglang import wire
+from kdflow_lab.transport.cuda_ipc import write_rows
 from kdflow_lab.transport.ring import Ring
 
 PREFIX = "kdflow"
@@ -61,6 +63,10 @@ def factory(config: dict[str, Any]) -> Callable[..., None]:
     Args:
         config: `socket`, the abstract name where the engine's process listens; `threads`, CPU
             threads of the matrix products, or None.
+
+    Raises:
+        TransportError: The engine's process does not listen.
+        TimeoutError: It does not answer.
     """
     from sglang.srt.distributed import (  # type: ignore[import-not-found]
         get_tensor_model_parallel_rank,
@@ -71,6 +77,7 @@ def factory(config: dict[str, Any]) -> Callable[..., None]:
     if get_tensor_model_parallel_rank():  # every rank of a group gets all rows: one writes them
         return lambda *_: None
     channel = wire.connect(config["socket"])
+    channel.receive(wire.WELCOME_S)
     rings = Rings(channel)
     threading.Thread(target=rings.listen, name="rings", daemon=True).start()
     return Hook(channel, rings)
@@ -107,17 +114,22 @@ class Rings:
                 self.obey(message, fd)
 
     def obey(self, message: dict[str, Any], fd: int | None) -> None:
-        """Open a ring and say so, or close one."""
+        """Open a ring and say so, or close one and say so if that is waited for."""
         number = message["ring"]
         if message["do"] == "open":
             try:
-                self._rings[number] = wire.opened(message, fd)
+                ring = wire.opened(message, fd)
+                ring.open_device()
+                self._rings[number] = ring
             except KDFlowLabError as error:
                 self._channel.send({"ring": number, "error": str(error)})
             else:
                 self._channel.send({"ring": number})
-        elif ring := self._rings.pop(number, None):
-            ring.close()
+        else:
+            if ring := self._rings.pop(number, None):
+                ring.close()
+            if message.get("wait"):
+                self._channel.send({"ring": number})
 
 
 class Hook:
@@ -138,22 +150,36 @@ class Hook:
             output: Not used.
         """
         start = time.perf_counter()
-        written: dict[tuple[int, int, int], int] = defaultdict(int)
+        written: dict[tuple[int, int, int], int] = {}
         report: dict[str, Any] = {}
         try:
             hidden, batch = _inputs(args)
             if not batch.forward_mode.is_extend():
                 return  # an empty pass of a parallel rank, or a token that was sampled
-            for place, first, prefix, count in _sequences(batch, hidden):
-                ring = self._rings[place.ring]
-                rows = write(ring, place, hidden[first : first + count], prefix)
-                written[place[:3]] += rows
+            for key, parts in _requests(batch, hidden).items():
+                written[key] = write(self._rings[key[0]], parts, hidden)
         except Exception as error:
             report["error"] = f"{type(error).__name__}: {error}"
         report["written"] = [[*key, rows] for key, rows in written.items()]
         report["seconds"] = time.perf_counter() - start
         with contextlib.suppress(wire.Gone):  # the engine's process ended, and this one will too
             self._channel.send(report)
+
+
+class Part(NamedTuple):
+    """A sequence of a pass, or a chunk of one.
+
+    Attributes:
+        place: Where its rows go.
+        first: Its first row among the pass's hidden states.
+        prefix: Positions of the sequence that earlier passes ran.
+        num_rows: How many.
+    """
+
+    place: Place
+    first: int
+    prefix: int
+    num_rows: int
 
 
 def _inputs(args: tuple[Any, ...]) -> tuple[Tensor, Any]:
@@ -168,8 +194,8 @@ def _inputs(args: tuple[Any, ...]) -> tuple[Tensor, Any]:
     return args[1], batch
 
 
-def _sequences(batch: Any, hidden: Tensor) -> Iterator[tuple[Place, int, int, int]]:
-    """Yield our sequences of a pass: place, first row in `hidden`, first position, rows."""
+def _requests(batch: Any, hidden: Tensor) -> dict[tuple[int, int, int], list[Part]]:
+    """Sort the sequences of a pass that are ours by (ring, slot, sequence number)."""
     lengths = [int(length) for length in batch.extend_seq_lens_cpu]
     prefixes = [int(prefix) for prefix in batch.extend_prefix_lens_cpu]
     if sum(lengths) > hidden.shape[0]:
@@ -177,21 +203,22 @@ def _sequences(batch: Any, hidden: Tensor) -> Iterator[tuple[Place, int, int, in
             f"SGLang's pass has {hidden.shape[0]} hidden rows for {sum(lengths)} tokens. Expected "
             "one a token: no data-parallel attention, no pruning before the head."
         )
+    found: dict[tuple[int, int, int], list[Part]] = defaultdict(list)
     first = 0
     for request_id, count, prefix in zip(batch.rids, lengths, prefixes, strict=True):
         if (place := Place.parse(request_id)) is not None:
-            yield place, first, prefix, count
+            found[place[:3]].append(Part(place, first, prefix, count))
         first += count
+    return found
 
 
-def write(ring: Ring, place: Place, hidden: Tensor, prefix: int) -> int:
-    """Write the wanted rows of one sequence, or of one chunk of it.
+def write(ring: Ring, parts: Sequence[Part], hidden: Tensor) -> int:
+    """Write the wanted rows of one micro-batch that a pass has computed.
 
     Args:
-        ring: Of the place.
-        place: Whose rows they are.
-        hidden: dtype[n, H], rows of the sequence's positions prefix … prefix + n - 1.
-        prefix: Positions of the sequence that earlier passes ran.
+        ring: Of the micro-batch.
+        parts: Its sequences in this pass; at least one.
+        hidden: dtype[S, H], the hidden states of the whole pass.
 
     Returns:
         Rows written, each once.
@@ -199,11 +226,10 @@ def write(ring: Ring, place: Place, hidden: Tensor, prefix: int) -> int:
     Raises:
         TransportError: The slot holds another request by now, or the rows do not fit it.
     """
-    header = ring.header(place.slot)
-    if header.sequence != place.sequence:
-        raise TransportError(
-            f"Slot {place.slot} holds request {header.sequence}, not {place.sequence}."
-        )
+    slot, sequence = parts[0].place.slot, parts[0].place.sequence
+    header = ring.header(slot)
+    if header.sequence != sequence:
+        raise TransportError(f"Slot {slot} holds request {header.sequence}, not {sequence}.")
     layout = ring.layout
     dtype_name = str(hidden.dtype).removeprefix("torch.")
     if (hidden.shape[1], dtype_name) != (layout.hidden_size, layout.dtype_name):
@@ -211,35 +237,56 @@ def write(ring: Ring, place: Place, hidden: Tensor, prefix: int) -> int:
             f"SGLang's rows are {hidden.shape[1]} x {dtype_name}, the slot is for "
             f"{layout.hidden_size} x {layout.dtype_name}."
         )
-    _, cu_seqlens, rows = ring.request(place.slot, header)
-    start = int(cu_seqlens[place.member]) + prefix
-    stop = start + hidden.shape[0]
-    out = ring.hidden(place.slot, header.num_rows)
-    if _ascending(rows):
-        low, high = (int(edge) for edge in np.searchsorted(rows, (start, stop)))
-        _copy(out[low:high], hidden, rows[low:high] - start)
-        return high - low
-    # Any order is allowed, though no student of ours asks so: one write a run of places.
-    places = np.flatnonzero((rows >= start) & (rows < stop))
-    for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
-        if run.size:
-            _copy(out[run[0] : run[-1] + 1], hidden, rows[run] - start)
-    return len(places)
+    _, cu_seqlens, rows = ring.request(slot, header)
+    source_of = np.full(header.num_tokens, -1, np.int64)  # row of `hidden`, by packed position
+    for part in parts:
+        start = int(cu_seqlens[part.place.member]) + part.prefix
+        stop, last = start + part.num_rows, part.first + part.num_rows
+        source_of[start:stop] = np.arange(part.first, last)
+    sources = source_of[rows]
+    places = np.flatnonzero(sources >= 0)
+    if places.size:
+        with ring.writing(slot):
+            _copy(ring.hidden(slot, header.num_rows), places, hidden, sources[places])
+    return places.size
 
 
-def _ascending(rows: np.ndarray) -> bool:
-    return bool((rows[1:] > rows[:-1]).all())
+def _copy(out: Tensor, places: np.ndarray, hidden: Tensor, sources: np.ndarray) -> None:
+    """Do `out[places] = hidden[sources]`, every row once, with no copy in between on a CPU.
+
+    Args:
+        out: dtype[T, H], the slot.
+        places: Int64[n], ascending.
+        hidden: dtype[S, H].
+        sources: Int64[n].
+    """
+    for start, stop in _runs(np.diff(places) == 1):  # one run, as students ask
+        first = int(places[start])
+        into = out[first : first + stop - start]
+        index = torch.from_numpy(sources[start:stop])
+        if hidden.device.type == "cpu":
+            with _one_thread():
+                write_rows(hidden, index, into)
+        else:
+            write_rows(hidden, index, into)
 
 
-def _copy(out: Tensor, hidden: Tensor, positions: np.ndarray) -> None:
-    """Write `hidden[positions]` into `out`: one operation, no copy in between on a CPU."""
-    count = len(positions)
-    if not count:
-        return
-    first, last = int(positions[0]), int(positions[-1])
-    if last - first + 1 == count and _ascending(positions):
-        out.copy_(hidden[first : last + 1])
-    elif hidden.device.type == "cpu":
-        torch.index_select(hidden, 0, torch.from_numpy(positions), out=out)
-    else:
-        out.copy_(hidden.index_select(0, torch.from_numpy(positions).to(hidden.device)))
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on this thread alone.
+
+    A copy is bound by memory: one thread takes 0.9 ms for 17 MB. Two threads on cores that are busy
+    with something else wait for each other, 8 ms an operation (both measured).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _runs(joined: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs start and stop, from Bool[n - 1]: whether an element goes on with the next."""
+    edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(joined) + 1]
+    return list(pairwise(edges))

@@ -115,9 +115,13 @@ class Hooks:
         self._wait(lambda: self._acknowledged[message["ring"]] == len(self._channels))
 
     def close(self, message: dict[str, Any]) -> None:
-        """Let all hooks give a ring back."""
+        """Let all hooks give a ring back, and wait until they have if the message says `wait`."""
+        with self._changed:
+            self._acknowledged[message["ring"]] = 0
         for channel in self._channels:
             channel.send(message)
+        if message.get("wait"):
+            self._wait(lambda: self._acknowledged[message["ring"]] == len(self._channels))
 
     def begin(self) -> None:
         """Forget what was written before."""
@@ -134,7 +138,8 @@ class Hooks:
         Raises:
             ConfigError: A hook failed, or rows are missing.
         """
-        self._wait(lambda: self._written == wanted)
+        # not ==: of a request that was refused, other rows may still be reported
+        self._wait(lambda: all(self._written.get(key) == rows for key, rows in wanted.items()))
 
     def _wait(self, condition: Any, timeout_s: float = 10.0) -> None:
         with self._changed:
@@ -153,6 +158,9 @@ class Hooks:
             if (channel := wire.accept(self._listener)) is not None:
                 with self._changed:
                     self._channels.append(channel)
+                # The hook waits for this: no engine is ready before its hooks are known here.
+                with contextlib.suppress(wire.Gone):  # the guard sees the process end
+                    channel.send(wire.WELCOME)
                 threading.Thread(target=self._listen, args=(channel,), daemon=True).start()
 
     def _listen(self, channel: wire.Channel) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdflow_lab import errors, leftovers
-from kdflow_lab.errors import KDFlowLabError, ModelError
+from kdflow_lab.errors import ConfigError, KDFlowLabError, ModelError
 from kdflow_lab.processes import MARKER
 from kdflow_lab.teacher.sglang import versions, wire
 from kdflow_lab.teacher.sglang.reasons import reason_in, tail
@@ -40,6 +40,7 @@ class EngineProcess:
         *,
         device: str,
         threads: int | None,
+        gpus: list[int] | None = None,
         on_death: Callable[[str], None],
     ) -> None:
         """Start it, and wait until the model is loaded.
@@ -48,6 +49,7 @@ class EngineProcess:
             asked: The first message: what `host.start` takes.
             device: `cpu` or `cuda`.
             threads: CPU threads of its matrix products; None leaves it to SGLang.
+            gpus: The only CUDA devices that it sees; None for all.
             on_death: Called with the reason, from a thread, if it ends without being told to.
 
         Raises:
@@ -68,7 +70,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", HOST, str(theirs.fileno()), str(self._folder)],
                 pass_fds=[theirs.fileno()],
-                env=environment_of(asked["arguments"], device=device, threads=threads),
+                env=environment_of(asked["arguments"], device=device, threads=threads, gpus=gpus),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -168,7 +170,11 @@ class EngineProcess:
 
 
 def environment_of(
-    arguments: dict[str, Any], *, device: str, threads: int | None
+    arguments: dict[str, Any],
+    *,
+    device: str,
+    threads: int | None,
+    gpus: list[int] | None = None,
 ) -> dict[str, str]:
     """Build the environment of SGLang's processes; ours stays as it is.
 
@@ -176,10 +182,23 @@ def environment_of(
         arguments: Of its `ServerArgs`.
         device: `cpu` or `cuda`.
         threads: CPU threads of its matrix products; None leaves it to SGLang.
+        gpus: The only CUDA devices that it sees, by this process's numbers; None for all.
+
+    Raises:
+        ConfigError: This process does not see these devices itself.
     """
     environment = dict(os.environ)
     # Else their titles would overwrite the lab's marker, by which they are found.
     environment["SPT_NOENV"] = "1"
+    if gpus:
+        ours = environment.get("CUDA_VISIBLE_DEVICES")
+        names = ours.split(",") if ours else list(map(str, range(max(gpus) + 1)))
+        if max(gpus) >= len(names):
+            raise ConfigError(
+                f"teacher_devices={gpus}, but CUDA_VISIBLE_DEVICES={ours!r} shows {len(names)} "
+                "GPU(s), counted from 0."
+            )
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[number] for number in gpus)
     if device != "cpu":
         return environment
     paths = [versions.standin_path(package) for package in versions.installed().missing]

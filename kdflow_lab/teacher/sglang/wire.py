@@ -16,11 +16,18 @@ from typing import Any
 
 from kdflow_lab.errors import TransportError
 from kdflow_lab.transport import sockets
+from kdflow_lab.transport.device import DeviceHandle
 from kdflow_lab.transport.layout import SlotLayout
 from kdflow_lab.transport.ring import Ring
 
 MAX_BYTES = 1 << 17
 """Of a message; the kernel's buffer holds it."""
+
+
+WELCOME = {"do": "welcome"}
+"""What a hook hears first."""
+WELCOME_S = 60.0
+"""How long it waits for that."""
 
 
 class Gone(TransportError):
@@ -141,7 +148,15 @@ def opening(number: int, ring: Ring) -> dict[str, Any]:
         number: How the ring is called from now on.
         ring: Attached with its descriptor kept.
     """
-    return {"do": "open", "ring": number, "layout": ring.layout.pack().hex(), "slots": ring.slots}
+    message: dict[str, Any] = {
+        "do": "open",
+        "ring": number,
+        "layout": ring.layout.pack().hex(),
+        "slots": ring.slots,
+    }
+    if ring.device is not None:
+        message["device"] = ring.device.pack().hex()
+    return message
 
 
 def opened(message: dict[str, Any], fd: int | None, *, keep_fd: bool = False) -> Ring:
@@ -153,4 +168,11 @@ def opened(message: dict[str, Any], fd: int | None, *, keep_fd: bool = False) ->
     if fd is None:
         raise TransportError("The message that opens a ring came without its memory.")
     layout = SlotLayout.unpack(bytes.fromhex(message["layout"]))
-    return Ring.attach(fd, layout, slots=message["slots"], keep_fd=keep_fd)
+    device = message.get("device")
+    return Ring.attach(
+        fd,
+        layout,
+        slots=message["slots"],
+        keep_fd=keep_fd,
+        device=None if device is None else DeviceHandle.unpack(bytes.fromhex(device)),
+    )

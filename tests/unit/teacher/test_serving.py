@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from kdflow_lab import roles
-from kdflow_lab.errors import TransportError
+from kdflow_lab.errors import ModelError, TransportError
 from kdflow_lab.teacher.serving import Serving, Turns
 from kdflow_lab.transport.layout import SlotLayout
+from kdflow_lab.transport.messages import Kind
 from kdflow_lab.transport.request import Request
 from kdflow_lab.transport.student_end import StudentEnd
 
@@ -34,13 +35,16 @@ class _Teacher:
     hidden_size = H
     dtype = torch.float32
     batch_tokens = 0
+    asleep = False
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.inside = self.most_inside = 0
+        self.naps = 0
         self.order: list[int] = []  # the first token of what was run
 
     def fill(self, requests: Sequence[Request]) -> None:
+        assert not self.asleep
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
         for request in requests:
@@ -49,6 +53,13 @@ class _Teacher:
             wanted = request.input_ids[request.rows.long()]
             request.out.copy_(wanted[:, None].expand(-1, H))
         self.inside -= 1
+
+    def sleep(self) -> None:
+        self.asleep = True
+        self.naps += 1
+
+    def wake(self) -> None:
+        self.asleep = False
 
     def close(self) -> None:
         pass
@@ -84,9 +95,10 @@ def _student(path: Path, rank: int = 0, world_size: int = 1, slots: int = 2) -> 
     )
 
 
-def _submit(end: StudentEnd, step: int, first: int) -> None:
+def _submit(end: StudentEnd, step: int, first: int, kind: Kind = Kind.REQUEST) -> None:
     ids = torch.arange(first, first + 6)
-    end.submit(step=step, index=0, input_ids=ids, cu_seqlens=[0, 6], rows=torch.arange(6))
+    rows = torch.arange(6)
+    end.submit(step=step, index=0, input_ids=ids, cu_seqlens=[0, 6], rows=rows, kind=kind)
 
 
 def _check(end: StudentEnd, first: int) -> None:
@@ -184,6 +196,41 @@ def test_training_and_session_take_turns(
     assert teacher.most_inside == 1
     # the second answer was there long before the twelve of the training
     assert [place for place, first in enumerate(teacher.order) if first == 100][-1] < 10
+
+
+def test_a_session_wakes_a_sleeping_teacher_for_its_answer_only(
+    folder: Path, serving: Callable[..., tuple[_Teacher, Serving]]
+) -> None:
+    """The students of the training have the memory meanwhile; the next job's keep it awake."""
+    teacher, _ = serving()
+    with _student(folder / "teacher.sock") as training:
+        _submit(training, 0, 100, Kind.HOLD)
+        _submit(training, 1, 101, Kind.PHASE)
+        _check(training, 100)
+        assert (teacher.asleep, teacher.naps) == (True, 1)
+        with _student(folder / "aside.sock") as aside:
+            _submit(aside, 0, 1000)
+            _check(aside, 1000)
+            assert (teacher.asleep, teacher.naps) == (True, 2)
+        _check(training, 101)
+        _submit(training, 2, 102)  # without phases
+        _check(training, 102)
+        assert (teacher.asleep, teacher.naps) == (False, 2)
+
+
+def test_a_teacher_that_cannot_sleep_says_so(
+    folder: Path, serving: Callable[..., tuple[_Teacher, Serving]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, _ = serving()
+
+    def refuse() -> None:
+        raise ModelError("it has no memory to give")
+
+    monkeypatch.setattr(teacher, "sleep", refuse)
+    with _student(folder / "teacher.sock") as training:
+        _submit(training, 0, 100, Kind.PHASE)
+        with pytest.raises(TransportError, match="ModelError: it has no memory to give"):
+            training.receive(WAIT_S)
 
 
 def test_turns_alternate_between_two_that_always_want_it() -> None:

@@ -165,6 +165,40 @@ class _Writes(TorchDispatchMode):
         return result
 
 
+def test_every_row_comes_from_where_it_was_computed(desk: Desk) -> None:
+    """Random micro-batches, orders and chunks, against the definition."""
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled(count: int) -> list[int]:
+        return torch.randperm(count, generator=generator).tolist()
+
+    for sequence in range(1, 31):
+        lengths = torch.randint(1, 12, (4,), generator=generator).tolist()
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        rows = shuffled(sum(lengths))[: 1 + sequence % sum(lengths)]
+        if sequence % 3:
+            rows.sort()
+        desk.ask(lengths, rows, sequence=sequence)
+        for chunks in ([0.0, 0.4], [0.4, 1.0]):
+            members = shuffled(4)
+            bounds = [[int(share * lengths[member]) for share in chunks] for member in members]
+            batch = _pass(
+                *(
+                    (_id(member, sequence=sequence), stop - start, start)
+                    for member, (start, stop) in zip(members, bounds, strict=True)
+                )
+            )
+            hidden = _hidden(
+                *(
+                    (starts[member] + start, stop - start)
+                    for member, (start, stop) in zip(members, bounds, strict=True)
+                )
+            )
+            _call(desk.hook, hidden, batch)
+            assert "error" not in desk.said()
+        assert desk.rows(len(rows)).tolist() == rows
+
+
 @pytest.mark.parametrize("rows", [[2, 3, 4, 5], [0, 2, 5]], ids=["a response", "with holes"])
 def test_one_operation_writes_the_rows_and_nothing_is_copied_besides(
     desk: Desk, rows: list[int]

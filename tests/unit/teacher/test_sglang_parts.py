@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdflow_lab import doctor, leftovers
+from kdflow_lab import leftovers
 from kdflow_lab.errors import ConfigError, ModelError
 from kdflow_lab.teacher import choose_backend, make_teacher
 from kdflow_lab.teacher.sglang import arguments, desk, hooks, reasons, standin, versions, wire
@@ -265,23 +265,3 @@ def test_stand_ins_are_not_on_our_path() -> None:
         assert (Path(versions.standin_path(package)) / package / "__init__.py").is_file()
         spec = importlib.util.find_spec(package)
         assert spec is None or not str(spec.origin).startswith(root)
-
-
-# Doctor
-
-
-def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    _installed(monkeypatch, wanted={"torch": "2.11.0"})
-    diagnosis = doctor.examine("cpu")
-    assert not diagnosis.fits
-    finding = diagnosis.as_dict()["sglang"]
-    assert "torch==2.11.0 (found 2.13.0+cpu)" in finding["advice"]
-    assert "!! sglang" in str(diagnosis)
-    assert "torch==2.11.0" in diagnosis._repr_html_()
-
-
-def test_the_doctor_is_content_without_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
-    _installed(monkeypatch, version=None)
-    finding = doctor.examine("cpu").as_dict()["sglang"]
-    assert finding["fits"]
-    assert "requirements-cpu.txt" in finding["advice"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -104,7 +105,13 @@ def test_unknown_dtype_is_answered_with_the_nearest():
     ],
 )
 def test_impossible_size_is_named(name: str, value: int, least: int):
-    sizes = {"max_tokens": 1, "max_sequences": 1, "max_rows": 1, "hidden_size": 1, name: value}
+    sizes: dict[str, Any] = {
+        "max_tokens": 1,
+        "max_sequences": 1,
+        "max_rows": 1,
+        "hidden_size": 1,
+        name: value,
+    }
     with pytest.raises(TransportError) as caught:
         SlotLayout(**sizes, dtype_name="float32")
     assert str(caught.value) == (

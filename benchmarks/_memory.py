@@ -1,0 +1,47 @@
+"""What processes take together while something is measured: the sum of their PSS."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+from typing import Self
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import process_watch
+
+
+class Memory:
+    """Watches the processes that carry its mark, and whatever they start.
+
+    The marked ones are those started with `environment`; this process is not among them.
+    """
+
+    def __init__(self) -> None:
+        """Watch nothing yet."""
+        self._mark = uuid.uuid4().hex
+        self._watch = process_watch.MemoryWatch(self._mark)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process must have in its environment to be watched."""
+        return {process_watch.MARK: self._mark}
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest sum so far, in bytes."""
+        return self._watch.peak_bytes
+
+    def now(self) -> int:
+        """The sum at this moment, in bytes."""
+        return process_watch.pss_bytes(process_watch.marked(self._mark))
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the watch."""
+        self._watch.stop()
