@@ -26,6 +26,7 @@ START_TRIES = 3
 ANSWER_S = 20.0
 """How long an engine may take to answer a call that only starts something."""
 CONTROLLER = "controller"
+ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,11 @@ class Cluster:
             call = Call(role, self._client[self._engine_ids[role]].apply_async(os.getpid))
             self._hold(role, self.gather([call], timeout_s=ANSWER_S)[0])
         return missing
+
+    def add(self, role: str) -> None:
+        """Take a role in that was not needed so far; `heal` starts its engine."""
+        if role not in self.roles:
+            self.roles.append(role)
 
     def _hold(self, role: str, pid: int) -> None:
         """Watch a process."""

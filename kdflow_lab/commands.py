@@ -55,6 +55,22 @@ def _status(session: Session, given: dict[str, Any]) -> Any:
     return None
 
 
+def _doctor(session: Session, given: dict[str, Any]) -> Any:
+    """Look at the lab's machine with the lab's options, or with those that are given."""
+    lab = session.current_lab()
+    if lab is not None and not given:
+        return lab.doctor()
+    from kdflow_lab.doctor import examine
+
+    return examine(**given)
+
+
+def _align(session: Session, given: dict[str, Any]) -> Any:
+    if "text" not in given:
+        raise ConfigError('Nothing to align. Give a text: align "It is 14 September."')
+    return session.lab().align(given["text"])
+
+
 def _distill(session: Session, given: dict[str, Any]) -> Run:
     return session.lab().distill(**given)
 
@@ -207,6 +223,12 @@ def _eval_options() -> list[Option]:
     return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR]
 
 
+def _doctor_options() -> list[Option]:
+    from kdflow_lab.doctor import examine
+
+    return from_signature(examine)
+
+
 def _resume_options() -> list[Option]:
     return _settings()
 
@@ -215,6 +237,7 @@ def _fork_options() -> list[Option]:
     return [STEP, DIR, *_distill_options()]
 
 
+TEXT = Option(name="text", help="Any text, in quotes.")
 RUN = Option(name="run", help="Name or directory of a run; the newest if left out.")
 RUN_AT = Option(name="run", help="A run, or RUN@STEP for one of its steps.")
 OTHER = Option(name="other", help="The run to compare it with.")
@@ -248,6 +271,12 @@ COMMANDS: dict[str, Command] = {
             call=_status,
             arguments=(RUN,),
             options=lambda: [DIR],
+        ),
+        Command(
+            name="doctor",
+            summary="Say what is installed here, whether it fits together, and what to do.",
+            call=_doctor,
+            options=_doctor_options,
         ),
         Command(
             name="distill",
@@ -320,6 +349,13 @@ COMMANDS: dict[str, Command] = {
             call=_eval,
             arguments=(MODEL,),
             options=_eval_options,
+            needs_lab=True,
+        ),
+        Command(
+            name="align",
+            summary="Show how the tokenizers of teacher and student cut a text.",
+            call=_align,
+            arguments=(TEXT,),
             needs_lab=True,
         ),
         Command(

@@ -90,6 +90,14 @@ class LabConfig(StrictModel):
     teacher_backend: Literal["auto", "sglang", "transformers"] = "auto"
     rollout_backend: Literal["auto", "sglang", "transformers"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    teacher_devices: list[int] | None = Field(default=None, min_length=1)
+    """GPUs of the teacher, one for each of its ranks, by torch's numbers; by default the first."""
+    student_devices: list[int] | None = Field(default=None, min_length=1)
+    """GPUs of the students, one each; by default the device of a student's own number."""
+    transport: Literal["auto", "shared_memory", "cuda_ipc"] = "auto"
+    """How the teacher's rows reach the students in training: through host memory, or (`cuda_ipc`)
+    straight into the student's GPU. `auto` is host memory as long as `cuda_ipc` is unproven; the
+    `started` event says which and why."""
     dir: str = "kdflow_runs"
     """Folder that holds the run directories."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -101,7 +109,8 @@ class LabConfig(StrictModel):
     ep_size: int = Field(default=1, ge=1)
     """SGLang teacher: ranks that share the experts out (expert parallel)."""
     dp_size: int = Field(default=1, ge=1)
-    """SGLang teacher: replicas; requests are shared out by tokens."""
+    """SGLang teacher: replicas; requests are shared out by tokens. With more than one, SGLang's own
+    dispatcher keeps a CPU core busy."""
     mem_fraction: float | None = Field(default=None, gt=0, lt=1)
     """SGLang teacher: share of a device's memory for weights and key-value cache."""
     quantization: str | None = None
@@ -116,6 +125,25 @@ class LabConfig(StrictModel):
     """How long an active run goes on when no kernel is attached any more."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along. Only for models you trust."""
+
+    @pydantic.model_validator(mode="after")
+    def _placed(self) -> LabConfig:
+        if self.transport == "cuda_ipc" and self.device == "cpu":
+            raise ValueError("transport='cuda_ipc' needs GPUs, but device is 'cpu'; leave one out")
+        for name, count, whose in (
+            ("teacher_devices", self.tp_size * self.pp_size * self.dp_size, "teacher ranks"),
+            ("student_devices", self.students, "students"),
+        ):
+            devices: list[int] | None = getattr(self, name)
+            if devices is None:
+                continue
+            if self.device == "cpu":
+                raise ValueError(f"no GPU can be placed by {name}: device is 'cpu'; leave one out")
+            if len(devices) != count or min(devices) < 0 or len(set(devices)) != count:
+                raise ValueError(
+                    f"there must be a GPU for each of {count} {whose}, but {name} is {devices}"
+                )
+        return self
 
 
 class DistillConfig(StrictModel):
@@ -133,16 +161,24 @@ class DistillConfig(StrictModel):
     max_length: int = Field(default=2048, ge=2)
     """Tokens of a row; longer rows are treated as `truncation` says."""
     truncation: Literal["error", "drop", "right"] = "drop"
+    teacher_input: str | None = None
+    """Column with a prompt of the teacher's own, a text or messages, behind which it reads the same
+    answer (context distillation)."""
 
-    algorithm: str = "vanilla_kd"
-    """`vanilla_kd`: the same tokenizer on both sides. `sft`: cross-entropy alone, no teacher."""
+    algorithm: str = "auto"
+    """`auto`: `vanilla_kd` where teacher and student have the same tokenizer, else `byte_prefix`.
+    `sft`: cross-entropy alone, no teacher."""
+    algorithm_params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the algorithm, such as `{rows: one_to_one}` of `byte_prefix`; the others keep
+    their defaults."""
     loss: str = "forward_kl"
     """Divergence from the teacher."""
     loss_params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the divergence, such as `{beta: 0.3}` of `jsd`; the others keep their
     defaults."""
     kd_ratio: float = Field(default=0.5, ge=0, le=1)
-    """loss = (1 - kd_ratio) * cross-entropy + kd_ratio * divergence."""
+    """loss = (1 - kd_ratio) * cross-entropy + kd_ratio * divergence. On-policy it is 1 unless it is
+    given: cross-entropy on the student's own samples would only add noise."""
     kd_temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits in the divergence."""
     temperature_squared: bool = False
@@ -154,6 +190,37 @@ class DistillConfig(StrictModel):
     """What `hidden_loss` is multiplied by before it is added to the loss."""
     chunk_tokens: int | Literal["auto"] = "auto"
     """Response tokens whose logits are held at once."""
+
+    on_policy: bool = False
+    """The student answers the prompts itself, and learns from what the teacher says of every token
+    it wrote. Answers in the data are not needed."""
+    lmbda: float = Field(default=1.0, ge=0, le=1)
+    """On-policy: share of the steps that learn from the student's own answers; the others learn
+    from the data's (Agarwal et al. 2024, Generalized Knowledge Distillation)."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """On-policy: longest answer. One that reaches it is cut, and learnt from as it is."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """On-policy: answers to each prompt; `batch_size` counts answers."""
+    sampling_temperature: float = Field(default=1.0, ge=0)
+    """On-policy: 1 samples from the student's own distribution, 0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """On-policy: sample from the likeliest tokens that hold this probability together."""
+    top_k: int = Field(default=0, ge=0)
+    """On-policy: sample from so many likeliest tokens; 0: from all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """On-policy: leave out tokens less than this times as likely as the likeliest."""
+    sync_every: int = Field(default=1, ge=1)
+    """On-policy: steps between two hand-overs of the student's weights, at most."""
+    max_staleness: int = Field(default=0, ge=0)
+    """On-policy: how many steps older the weights may be that wrote what a step learns from. 0 is
+    strictly on-policy; 1 lets the next answers be written while the student learns."""
+    steps_per_rollout: int = Field(default=1, ge=1)
+    """On-policy: optimizer steps on the answers of one request."""
+    log_rollouts: int = Field(default=4, ge=0)
+    """On-policy: answers of each step that go to `rollouts.jsonl`."""
+    on_alarm: Literal["warn", "pause"] = "warn"
+    """On-policy: what to do when answers get too long, repeat themselves, never end …: say so in an
+    event, or also pause the run."""
 
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
@@ -185,6 +252,10 @@ class DistillConfig(StrictModel):
     depth: int = Field(default=2, ge=0, le=64)
     """Micro-batches that the teacher may be ahead of a student (slots of its ring); 0: none, the
     two take turns."""
+    teacher_batches_per_phase: int | None = Field(default=None, ge=1, le=64)
+    """Where teacher and students share GPUs: micro-batches that the teacher computes for each
+    student before it sleeps and the students train on them, by turns. Takes the place of `depth`.
+    Not set: both keep their memory and work at the same time."""
     seed: int = 42
 
     checkpoint_every: int | None = Field(default=None, ge=1)
@@ -234,7 +305,51 @@ class DistillConfig(StrictModel):
                 f"a row of max_length={self.max_length} tokens does not fit "
                 f"micro_batch_tokens={self.micro_batch_tokens}; raise that or lower max_length"
             )
+        if self.on_policy:
+            self._consistent_on_policy()
+        if self.algorithm == "policy_gradient":
+            self._consistent_policy_gradient()
         return self
+
+    def _consistent_on_policy(self) -> None:
+        if self.algorithm == "sft":
+            raise ValueError(
+                "on_policy needs a teacher that marks what the student wrote, and sft has none; "
+                "choose another algorithm"
+            )
+        if "kd_ratio" not in self.model_fields_set:
+            # cross-entropy on the student's own samples has no gradient in expectation, only noise
+            self.__dict__.update(kd_ratio=1.0)
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size={self.batch_size} answers are no whole number of prompts with "
+                f"samples_per_prompt={self.samples_per_prompt}"
+            )
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt within "
+                f"max_length={self.max_length}"
+            )
+        if self.steps_per_rollout - 1 > self.max_staleness:
+            raise ValueError(
+                f"steps_per_rollout={self.steps_per_rollout} makes its last step "
+                f"{self.steps_per_rollout - 1} steps stale, but max_staleness is "
+                f"{self.max_staleness}; raise that, or lower steps_per_rollout"
+            )
+        if self.lmbda < 1 and self.steps_per_rollout > 1:
+            raise ValueError("lmbda below 1 mixes step by step; it needs steps_per_rollout=1")
+
+    def _consistent_policy_gradient(self) -> None:
+        if not self.on_policy or self.lmbda < 1:
+            raise ValueError(
+                "policy_gradient learns only from tokens that the student sampled; use "
+                "on_policy=True with lmbda=1, or another algorithm"
+            )
+        if self.sampling_temperature == 0:
+            raise ValueError(
+                "policy_gradient needs tokens that were drawn at random, and "
+                "sampling_temperature=0 takes the likeliest; use 1"
+            )
 
 
 SETTABLE = (
@@ -246,5 +361,6 @@ SETTABLE = (
     "hidden_weight",
     "max_grad_norm",
     "steps",
+    "lmbda",
 )
 """Options that `Run.set` may change while the run goes on."""

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from kdflow_lab import registration, settings
 from kdflow_lab.config import SETTABLE, DistillConfig
-from kdflow_lab.errors import KDFlowLabError
+from kdflow_lab.errors import KDFlowLabError, RunError
 from kdflow_lab.jsonl import JsonlTail
 from kdflow_lab.losses.names import check_params
 from kdflow_lab.rundir import RunDirectory
@@ -32,6 +32,7 @@ class Control:
         actions: dict[str, Action],
         since: int = 0,
         line: settings.Timeline | None = None,
+        check: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Obey the commands of `directory`.
 
@@ -42,13 +43,16 @@ class Control:
                 asked.
             since: Byte of `control.jsonl` where this attempt's commands begin.
             line: Changes of earlier attempts, each to be made again at its step.
+            check: Refuses changes that have no effect in this run, by a `KDFlowLabError`.
         """
         self._directory = directory
         self._config = config
         self._actions = actions
         self._tail = JsonlTail(directory.control_file, position=since)
         self._line = line or []
+        self._check = check
         self._leader = dist.get_rank() == 0
+        self._attempt = directory.attempts
         self.ended = ""
         """`stopped`, or `parked` (told, while paused, to leave the engines to others)."""
 
@@ -58,11 +62,16 @@ class Control:
         Args:
             step: The step that comes next, named in the acknowledging events.
             due: Actions that rank 0 finds due by itself; ignored on the others.
+
+        Raises:
+            RunError: While it was paused, the run failed: the teacher died, for one.
         """
         self._replay(step)
         commands = [{"command": "due", "actions": due}] if due else []
         paused = False
         while True:
+            if paused and self._leader and self._directory.outcome(self._attempt) == "failed":
+                commands = [{"command": "failed"}]  # of another process: nothing will come of it
             asked = share([*commands, *self._tail.read()] if self._leader else None)
             commands = []
             for command in asked:
@@ -82,6 +91,8 @@ class Control:
         """Obey one command; return whether the run is paused after it."""
         kind = command.get("command")
         said = {"step": step, "id": command.get("id"), "by": command.get("by")}
+        if kind == "failed":
+            raise RunError("The run failed while it was paused.")
         if kind == "stop":
             self.ended = "stopped"
             self._event("stopping", **said)
@@ -138,6 +149,8 @@ class Control:
             raise KDFlowLabError(f"{unknown[0]!r} cannot be set")
         merged = DistillConfig.parse(**{**self._config.model_dump(), **changes})
         check_params(merged.loss, merged.loss_params)
+        if self._check is not None:
+            self._check(changes)
         for name in changes:
             setattr(self._config, name, getattr(merged, name))
 

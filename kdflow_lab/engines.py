@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import time
@@ -12,17 +13,19 @@ from typing import Any
 
 from kdflow_lab import roles
 from kdflow_lab.beats import silent
-from kdflow_lab.cluster import CONTROLLER, Call, Cluster
+from kdflow_lab.cluster import CONTROLLER, ROLLOUT, Call, Cluster
 from kdflow_lab.config import LabConfig
-from kdflow_lab.errors import ClusterError
+from kdflow_lab.errors import ClusterError, ConfigError
 from kdflow_lab.hub import resolve_model
-from kdflow_lab.jobs import StudentPlace, SubjectJob, TeacherInfo, TrainJob
+from kdflow_lab.jobs import RolloutInfo, StudentPlace, SubjectJob, TeacherInfo, TrainJob
 from kdflow_lab.rundir import RunDirectory
 
 Progress = Callable[[int, int], None]
 WATCH_S = 0.1
 SETTLE_S = 15.0
 """How long a student may take to leave a run that has ended; then its engine is replaced."""
+REVIVALS = 3
+"""How often a run's rollout engine is started again before the run fails."""
 SGLANG_OPTIONS = (
     "tp_size",
     "pp_size",
@@ -59,6 +62,7 @@ class Engines:
         self.folder = folder
         self.cluster: Cluster | None = None
         self.teacher: TeacherInfo | None = None
+        self.rollout: RolloutInfo | None = None
         self.student_path = ""
         self._ready: set[str] = set()  # roles whose engine is set up
         self._jobs = 0
@@ -69,6 +73,15 @@ class Engines:
         if self.config.device != "auto":
             return self.config.device
         return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+    @property
+    def colocated(self) -> bool:
+        """Whether a student uses a GPU of the teacher."""
+        config = self.config
+        ranks = config.tp_size * config.pp_size * config.dp_size
+        teachers = config.teacher_devices or range(ranks)
+        students = config.student_devices or range(config.students)
+        return self.device == "cuda" and not set(teachers).isdisjoint(students)
 
     def threads(self, busy_engines: int) -> int:
         """CPU threads for each of `busy_engines` that compute at the same time."""
@@ -91,6 +104,7 @@ class Engines:
             ModelError: The teacher or the student cannot be loaded.
         """
         if self.cluster is None:
+            self._check_placement()
             resolve_model(self.config.teacher)  # a wrong name is said before anything starts
             self.student_path = resolve_model(self.config.student)
             on_phase("starting the engines")
@@ -105,8 +119,23 @@ class Engines:
             self.cluster.heal()
         self._set_up(self.cluster, on_phase)
 
-    def _set_up(self, cluster: Cluster, on_phase: Callable[[str], None]) -> None:
-        """Load the teacher and warm the students up, where that is not done."""
+    def _check_placement(self) -> None:
+        """Refuse GPUs for a lab that `device="auto"` has put on the CPU."""
+        asked = self.config.teacher_devices or self.config.student_devices
+        if asked and self.device == "cpu":
+            raise ConfigError(
+                f"teacher_devices or student_devices names the GPUs {asked}, but this machine has "
+                "none. Leave them out."
+            )
+
+    def _set_up(
+        self, cluster: Cluster, on_phase: Callable[[str], None], *, rollout: bool = False
+    ) -> None:
+        """Load the teacher and warm the students up, where that is not done.
+
+        The rollout engine is loaded if `rollout` asks for it, or if it was before.
+        """
+        rollout = rollout or self.rollout is not None
         threads = self.threads(1 + self.config.students)
         calls = [
             cluster.send(role, roles.setup_student, threads)
@@ -121,15 +150,39 @@ class Engines:
                 "device": self.device,
                 "threads": threads,
                 "trust_remote_code": self.config.trust_remote_code,
-                "sglang": {name: getattr(self.config, name) for name in SGLANG_OPTIONS},
+                "gpus": self.config.teacher_devices,
+                "sglang": {
+                    **{name: getattr(self.config, name) for name in SGLANG_OPTIONS},
+                    "colocated": self.colocated,
+                },
             }
             path = resolve_model(self.config.teacher)
             calls.insert(0, cluster.send("teacher", roles.setup_teacher, path, options))
+        if rollout and ROLLOUT not in self._ready:
+            on_phase("loading the rollout engine")
+            options = {
+                "backend": self.config.rollout_backend,
+                "device": self.device,
+                "threads": threads,
+                "trust_remote_code": self.config.trust_remote_code,
+            }
+            calls.append(cluster.send(ROLLOUT, roles.setup_rollout, self.student_path, options))
         answers = cluster.gather(calls)
         for call, answer in zip(calls, answers, strict=True):
             self._ready.add(call.role)
             if call.role == "teacher":
                 self.teacher = answer
+            elif call.role == ROLLOUT:
+                self.rollout = answer
+
+    def _up_rollout(self, on_phase: Callable[[str], None]) -> None:
+        """Start the rollout engine, if there is none alive; later `up` looks after it, too."""
+        cluster = self._cluster()
+        if ROLLOUT in cluster.lost:
+            self._ready.discard(ROLLOUT)
+        cluster.add(ROLLOUT)
+        cluster.heal()
+        self._set_up(cluster, on_phase, rollout=True)
 
     def scratch(self) -> Path:
         """A new private folder that goes with the lab."""
@@ -147,7 +200,13 @@ class Engines:
         config = directory.config()
         with_teacher = config["algorithm"] != "sft"
         attempt = directory.attempts
-        with self._places(with_teacher=with_teacher) as places:
+        rollout_threads = None
+        if config.get("on_policy"):
+            self._up_rollout(lambda text: directory.event("phase", text=text))
+            # nobody else computes while answers are written that must be of the newest weights
+            stale = config.get("max_staleness", 0)
+            rollout_threads = self.threads(self.config.students + 2 if stale else 1)
+        with self._places(with_teacher=with_teacher, rollout_threads=rollout_threads) as places:
             jobs = [
                 TrainJob(
                     place=place,
@@ -167,8 +226,12 @@ class Engines:
                 ]
                 cluster.gather(calls, timeout_s=SETTLE_S)
                 folder, timeout_s = Path(places[0].rendezvous).parent, config["timeout_s"]
-                watched = cluster.roles if with_teacher else cluster.students
-                self._watch(cluster, directory, attempt, watched, folder, timeout_s)
+                watched = ["teacher", *cluster.students] if with_teacher else cluster.students
+                revive = None
+                if rollout_threads is not None:
+                    watched = [*watched, ROLLOUT]
+                    revive = functools.partial(self._revive, places[0], rollout_threads)
+                self._watch(cluster, directory, attempt, watched, folder, timeout_s, revive)
             finally:
                 self._settle(cluster)
 
@@ -180,17 +243,27 @@ class Engines:
         watched: list[str],
         folder: Path,
         timeout_s: float,
+        revive: Callable[[], None] | None,
     ) -> None:
         """Return when the run has ended; say so if an engine has died, or gives no sign of life.
 
         An engine of `watched` that has not beaten in `folder` for `timeout_s` is ended.
-        The peers of a rank that died notice by their broken connections.
+        The peers of a rank that died notice by their broken connections. A rollout engine that died
+        is started again by `revive`, a few times, and the students go on with it.
         """
         asked: list[Call] = []
+        revivals = REVIVALS
         while True:
             ended, lost = directory.outcome(attempt), cluster.lost
+            if ROLLOUT not in watched:
+                lost = [role for role in lost if role != ROLLOUT]  # this run does not need it
             if lost:
                 directory.event("worker_lost", roles=lost, pids=[cluster.pids[r] for r in lost])
+            if lost == [ROLLOUT] and not ended and revive is not None and revivals:
+                revivals -= 1
+                revive()
+                directory.event("worker_back", roles=lost, pids=[cluster.pids[ROLLOUT]])
+                continue
             if lost and not ended:
                 directory.event("failed", reason=_why_lost(lost, directory))
             if lost or ended:
@@ -211,6 +284,18 @@ class Engines:
                     directory.event("failed", reason="Its workers ended without a word.")
                     return
             time.sleep(WATCH_S)
+
+    def _revive(self, place: StudentPlace, threads: int) -> None:
+        """Let a new rollout engine serve a job whose old one died.
+
+        Raises:
+            ClusterError: It does not start.
+            ModelError: It cannot load the student.
+        """
+        assert place.rollouts is not None
+        self._up_rollout(lambda _: None)
+        Path(place.rollouts).unlink(missing_ok=True)
+        self._cluster().call(ROLLOUT, roles.serve_rollouts, place.rollouts, threads)
 
     def _settle(self, cluster: Cluster) -> None:
         """Wait until every student has left the run; end those that cannot."""
@@ -278,8 +363,13 @@ class Engines:
                 raise
 
     @contextlib.contextmanager
-    def _places(self, *, with_teacher: bool) -> Iterator[list[StudentPlace]]:
-        """Open one job's meeting points: the teacher's socket and the ranks' rendezvous."""
+    def _places(
+        self, *, with_teacher: bool, rollout_threads: int | None = None
+    ) -> Iterator[list[StudentPlace]]:
+        """Open one job's meeting points: the teacher's socket and the ranks' rendezvous.
+
+        With `rollout_threads`, the rollout engine's socket, too.
+        """
         cluster = self._cluster()
         self._jobs += 1
         students = self.config.students
@@ -290,6 +380,11 @@ class Engines:
         aside = str(folder / "aside.sock") if with_teacher else None
         if socket is not None:
             cluster.call("teacher", roles.serve, socket, students, threads, aside)
+        rollouts = None
+        if rollout_threads is not None:
+            rollouts = str(folder / "rollout.sock")
+            cluster.call(ROLLOUT, roles.serve_rollouts, rollouts, rollout_threads)
+        placed = self.config.student_devices
         try:
             yield [
                 StudentPlace(
@@ -300,6 +395,9 @@ class Engines:
                     socket=socket,
                     rendezvous=str(folder / "rendezvous"),
                     aside=aside,
+                    rollouts=rollouts,
+                    gpu=None if placed is None else placed[rank],
+                    transport=self.config.transport,
                 )
                 for rank in range(students)
             ]
@@ -309,6 +407,11 @@ class Engines:
                     cluster.call("teacher", roles.stop_serving)
                 except ClusterError:  # it died just now, or hangs: `up` starts another
                     cluster.kill("teacher")
+            if rollouts is not None and ROLLOUT not in cluster.lost:
+                try:
+                    cluster.call(ROLLOUT, roles.stop_rollouts)
+                except ClusterError:
+                    cluster.kill(ROLLOUT)
             for file in folder.iterdir():
                 file.unlink(missing_ok=True)
             folder.rmdir()

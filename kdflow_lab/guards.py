@@ -30,7 +30,6 @@ class SkipGuard:
         rank: int,
         ranks: int,
         most: int,
-        row_index: np.ndarray,
     ) -> None:
         """Watch one rank's steps.
 
@@ -39,17 +38,21 @@ class SkipGuard:
             rank: Rank 0 says it in `events.jsonl`.
             ranks: That take the steps together.
             most: Steps in a row that may be left out.
-            row_index: Int32[N], the row of the data that each row of the token table came from.
         """
         self._directory = directory
         self._rank = rank
         self._ranks = ranks
         self._most = most
-        self._row_index = row_index
         self._in_a_row = 0
 
     def saw(
-        self, step: int, *, loss: float, grad_norm: float, batches: Sequence[MicroBatch]
+        self,
+        step: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        batches: Sequence[MicroBatch],
+        row_index: np.ndarray,
     ) -> bool:
         """Look at a step; return whether it was left out.
 
@@ -58,12 +61,13 @@ class SkipGuard:
             loss: Of the whole batch, the same on every rank.
             grad_norm: Likewise.
             batches: This rank's micro-batches of it.
+            row_index: Int32[N], the row of the data that each row of their table came from.
         """
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self._in_a_row = 0
             return False
         self._in_a_row += 1
-        file = self._keep(step, batches)
+        file = self._keep(step, batches, row_index)
         if self._rank == 0:
             self._directory.event(
                 "skipped",
@@ -90,7 +94,7 @@ class SkipGuard:
                 "them out, or lower the learning rate, then resume or fork the run."
             )
 
-    def _keep(self, step: int, batches: Sequence[MicroBatch]) -> Path | None:
+    def _keep(self, step: int, batches: Sequence[MicroBatch], row_index: np.ndarray) -> Path | None:
         """Keep this rank's part of a batch; None if there are enough, or no room for it."""
         folder = self._directory.skipped
         # Another rank may have kept its part of this step already: it is not one more.
@@ -98,7 +102,7 @@ class SkipGuard:
             return None
         file = folder / f"{step}-{self._rank}.safetensors"
         try:
-            kept.save(file, batches, self._row_index, step=step, ranks=self._ranks)
+            kept.save(file, batches, row_index, step=step, ranks=self._ranks)
         except OSError:  # no reason to end the run, still less on one rank alone
             return None
         return file

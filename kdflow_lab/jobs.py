@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdflow_lab.transport.device import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,10 @@ class TeacherInfo:
         dtype: Name of the rows' dtype, such as `float32`.
         pid: Process of the teacher's engine.
         versions: Of the libraries behind it.
-        drift: What the canary measured, in nats: `largest`, `mean`, and `tokens` compared. None for
-            a backend that computes with the very weights that the students read.
+        drift: What the canary measured, as `SglangTeacher.check` returns it. None for a backend
+            that computes with the very weights that the students read.
+        longest: Most tokens of a row that it takes; None for any.
+        writer: Its process that writes hidden rows from a GPU; None on a CPU, or if several write.
     """
 
     path: str
@@ -30,6 +35,25 @@ class TeacherInfo:
     pid: int
     versions: dict[str, str]
     drift: dict[str, float] | None = None
+    longest: int | None = None
+    writer: Writer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutInfo:
+    """What is to be said of a rollout engine that is up.
+
+    Attributes:
+        backend: `transformers` or `sglang`.
+        why: How the backend was chosen, in words, and what is to be known of it.
+        dtype: Name of the dtype that it computes in.
+        pid: Process of the engine.
+    """
+
+    backend: str
+    why: str
+    dtype: str
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +63,15 @@ class StudentPlace:
     Attributes:
         rank: 0 … world_size - 1.
         world_size: Number of students.
-        device: `cpu` or `cuda`; a rank takes the device of its number.
+        device: `cpu` or `cuda`.
         threads: CPU threads of its matrix products.
         socket: Where the teacher listens for this job; None if the job needs no teacher.
         rendezvous: A file that does not exist yet, where the ranks find each other.
         aside: Where the teacher listens for what comes between: evaluations of a run whose ring is
             full of later micro-batches. None if the job needs no teacher.
+        rollouts: Where the rollout engine listens for this job; None if the job needs none.
+        gpu: Which CUDA device; None is the device of the rank's number.
+        transport: How the teacher's rows shall travel, as in `LabConfig`.
     """
 
     rank: int
@@ -54,6 +81,16 @@ class StudentPlace:
     socket: str | None
     rendezvous: str
     aside: str | None = None
+    rollouts: str | None = None
+    gpu: int | None = None
+    transport: str = "auto"
+
+    @property
+    def torch_device(self) -> str:
+        """What torch calls this rank's device: `cpu`, or `cuda:0` and so on."""
+        if self.device == "cpu":
+            return "cpu"
+        return f"cuda:{self.rank if self.gpu is None else self.gpu}"
 
 
 @dataclass(frozen=True, slots=True)

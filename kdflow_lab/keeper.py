@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kdflow_lab import checkpoints
+from kdflow_lab.algorithms.across import make_across
 from kdflow_lab.errors import RunError
 from kdflow_lab.evaluate.held_out import HeldOut
 from kdflow_lab.evaluate.probes import Probes
-from kdflow_lab.prepare import shared_held_out
+from kdflow_lab.prepare import Meeting, shared_held_out
 from kdflow_lab.student import checkpoint
 from kdflow_lab.student.group import share
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 class Keeper:
     """Keeps the state of one rank's training; every rank calls the same methods together."""
 
-    def __init__(self, training: Training, *, vocab_size: int) -> None:
-        """Keep `training`, whose held-out rows have ids below `vocab_size`."""
+    def __init__(self, training: Training, met: Meeting) -> None:
+        """Keep `training`, whose student and teacher have `met`."""
         self._training = training
-        self._vocab_size = vocab_size
+        self._met = met
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._evaluated_step = -1
@@ -106,6 +107,7 @@ class Keeper:
             training.event("warning", message=str(error))
             return
         self._saved_step = training.step
+        training.lessons.saved(training.step)
         if training.leader:
             best = None if self._best is None else self._best[1]
             checkpoints.prune(training.directory, keep_last=training.config.keep_last, best=best)
@@ -181,12 +183,13 @@ class Keeper:
         if self._tools is not None:
             return self._tools
         training, config = self._training, self._training.config
-        table, _ = shared_held_out(training.job, config, self._vocab_size)
+        table = shared_held_out(training.job, config, self._met)
         known = {
             "teacher": training.job.teacher,
             "teacher_head": training.teacher_head,
             "place": training.place,
             "timeout_s": config.timeout_s,
+            "across": make_across(self._met.pair, self._met.student_size, self._met.teacher_size),
         }
         probed = table.first(config.probe_rows)
         self._tools = (

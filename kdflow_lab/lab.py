@@ -8,6 +8,7 @@ run directory.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from kdflow_lab.status import LabStatus
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from kdflow_lab.align import Alignment
+    from kdflow_lab.doctor import Diagnosis
     from kdflow_lab.evaluate.report import Evaluation
     from kdflow_lab.evaluate.sandbox_report import Sandbox
 
@@ -42,7 +45,7 @@ class Lab:
         >>> lab.close()
     """
 
-    def __init__(self, teacher: str, student: str, **options: Any) -> None:
+    def __init__(self, teacher: str | Path, student: str | Path, **options: Any) -> None:
         """Describe the lab; nothing starts before `up` or the first use.
 
         Args:
@@ -57,8 +60,12 @@ class Lab:
         """
         if "KDFLOW_RUNS" in os.environ:
             options.setdefault("dir", os.environ["KDFLOW_RUNS"])
-        config = LabConfig.parse(teacher=teacher, student=student, **options)
-        names = {"teacher": pin_name(teacher), "student": pin_name(student)}
+        paths = {"teacher": teacher, "student": student, **options}
+        for name in {"teacher", "student", "dir"} & set(paths):
+            if isinstance(paths[name], os.PathLike):
+                paths[name] = os.fspath(paths[name])
+        config = LabConfig.parse(**paths)
+        names = {"teacher": pin_name(config.teacher), "student": pin_name(config.student)}
         self.config = config.model_copy(update=names)
         self.dir = Path(self.config.dir).expanduser().absolute()
         self._client: SupervisorClient | None = None
@@ -184,6 +191,32 @@ class Lab:
         """Tell what the lab is, what of it lives, and what its runs do."""
         said = self._ask_status()
         return LabStatus.of(self.config, self.runtime_dir, said, self.runs)
+
+    def doctor(self) -> Diagnosis:
+        """Say what this machine has for the lab, whether it fits together, and what to do.
+
+        The tokenizers of teacher and student are compared, too. Nothing is started and no model is
+        loaded; the lab may be up or down.
+
+        Raises:
+            ModelError: A tokenizer cannot be loaded, or its tokens are no bytes.
+        """
+        from kdflow_lab.align import examine_pair
+        from kdflow_lab.doctor import examine
+
+        found = examine(self.config.device, self.config.teacher_backend)
+        return dataclasses.replace(found, tokenizers=examine_pair(*self._tokenizers()))
+
+    def _tokenizers(self) -> tuple[Any, Any]:
+        """The teacher's and the student's."""
+        from kdflow_lab.load import load_tokenizer
+
+        trust = self.config.trust_remote_code
+        theirs, ours = (
+            load_tokenizer(resolve_model(name), trust_remote_code=trust)
+            for name in (self.config.teacher, self.config.student)
+        )
+        return theirs, ours
 
     def __repr__(self) -> str:
         """One line: who teaches whom, and whether the engines are up."""
@@ -367,6 +400,22 @@ class Lab:
             parts = self._connect().ask("write", on_progress=on_progress, **fields)
         answers = sorted((row for part in parts for row in part), key=lambda row: row.pop("row"))
         return Dataset.from_list(answers)
+
+    def align(self, text: str) -> Alignment:
+        """Show how the tokenizers of teacher and student cut a text; nothing is started.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Spans that both write in whole tokens, what is in none and why, and the coverage.
+
+        Raises:
+            ModelError: A tokenizer cannot be loaded, or its tokens are no bytes.
+        """
+        from kdflow_lab.align import align
+
+        return align(*self._tokenizers(), text)
 
     def sandbox(
         self,

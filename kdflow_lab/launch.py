@@ -25,7 +25,12 @@ def checked(options: dict[str, Any]) -> DistillConfig:
     """
     config = DistillConfig.parse(**options)
     check_params(config.loss, config.loss_params)
-    algorithms.check_name(config.algorithm)
+    if config.algorithm != "auto":
+        algorithms.check_params(config.algorithm, config.algorithm_params)
+    elif config.algorithm_params:
+        raise ConfigError(
+            "algorithm_params belong to one algorithm: name it, such as algorithm='byte_prefix'."
+        )
     return config
 
 

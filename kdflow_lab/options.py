@@ -121,9 +121,9 @@ def from_signature(function: Callable[..., Any], *, leave_out: Sequence[str] = (
 
 
 def _builtin(annotation: Any) -> Any:
-    """The type behind an annotation that is a text; `Any` if it names more than built-in types."""
+    """The type behind an annotation that is a text; `Any` if it names what is unknown here."""
     try:
-        return eval(annotation, {}) if isinstance(annotation, str) else annotation
+        return eval(annotation, {"Literal": Literal}) if isinstance(annotation, str) else annotation
     except NameError:
         return Any
 

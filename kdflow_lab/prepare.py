@@ -2,74 +2,198 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from kdflow_lab.align.shared_vocab import SharedVocabulary, shared_vocabulary
+from kdflow_lab import algorithms
+from kdflow_lab.align.shared_vocab import difference, shared_vocabulary
+from kdflow_lab.align.vocabulary import TokenizerPair
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.data import sources
-from kdflow_lab.data.tokens import TokenTable, tokenize
+from kdflow_lab.data.both import tokenize_for_both
+from kdflow_lab.data.tokens import Report, TokenTable
 from kdflow_lab.errors import DataError
-from kdflow_lab.jobs import TrainJob
+from kdflow_lab.jobs import TeacherInfo, TrainJob
 from kdflow_lab.load import load_tokenizer
 from kdflow_lab.losses import Head, head_rows
+from kdflow_lab.on_policy.prompts import Prompts, read_prompts
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.student.group import made_by_leader, share, share_arrays
 
+ArraysT = TypeVar("ArraysT", TokenTable, Prompts)
+ValueT = TypeVar("ValueT")
+DEFAULT_ALGORITHMS = ("vanilla_kd", "byte_prefix")
+"""What `auto` is where both models have one tokenizer, and where they have two."""
 
-def shared_tokens(
-    job: TrainJob, config: DistillConfig, directory: RunDirectory
-) -> tuple[TokenTable, SharedVocabulary]:
-    """Tokenize on rank 0 and give every rank the tokens; every rank learns of an error.
 
-    Raises:
-        DataError: A row cannot be used, or none is left.
-        ModelError: Teacher and student have different tokenizers.
+@dataclass(frozen=True)
+class Meeting:
+    """How student and teacher understand each other.
+
+    Attributes:
+        algorithm: Name of the algorithm that the run takes.
+        student_size: Ids 0 … student_size - 1 of the student's head are tokens that can come.
+        teacher_size: Likewise of the teacher's.
+        pair: Both vocabularies where the algorithm crosses tokenizers, else None.
+        note: What was decided, in words; empty if nothing needs to be said.
     """
 
-    def make() -> tuple[TokenTable, SharedVocabulary]:
-        shared = _vocabulary(job, directory)
-        dataset = sources.load(config.data, split=config.split, rows=config.rows, seed=config.seed)
-        table, report = tokenize(
-            dataset,
-            load_tokenizer(job.student_path, trust_remote_code=job.trust_remote_code),
-            max_length=config.max_length,
-            on_bad_rows=config.on_bad_rows,
-            truncation=config.truncation,
-            train_turns=config.train_turns,
-        )
-        directory.event("data", **report.summary())
-        _check_ids(table, shared)
-        return table, shared
+    algorithm: str
+    student_size: int
+    teacher_size: int
+    pair: TokenizerPair | None = None
+    note: str = ""
+
+
+def shared_meeting(job: TrainJob, config: DistillConfig, directory: RunDirectory) -> Meeting:
+    """Compare the tokenizers on rank 0, and let every rank know; an event says what was decided.
+
+    Raises:
+        ModelError: The tokenizers differ, and the algorithm that was asked for cannot cross them.
+    """
+
+    def make() -> Meeting:
+        met = meeting(job, config.algorithm)
+        if met.note:
+            directory.event("warning", message=met.note)
+        return met
 
     return _made_once(make)
 
 
-def shared_held_out(
-    job: TrainJob, config: DistillConfig, vocab_size: int
-) -> tuple[TokenTable, SharedVocabulary]:
+def meeting(job: TrainJob, asked: str) -> Meeting:
+    """Compare the tokenizers of teacher and student, and choose the algorithm if it is `auto`.
+
+    Raises:
+        ModelError: The tokenizers differ, and the algorithm that was asked for cannot cross them.
+    """
+    student_rows = head_rows(job.student_path)
+    if job.teacher is None:
+        return Meeting(asked, student_rows, student_rows)
+    ours, theirs = tokenizers(job)
+    teacher_rows = head_rows(job.teacher.path)
+    differs = difference(theirs, ours)
+    name = DEFAULT_ALGORITHMS[bool(differs)] if asked == "auto" else asked
+    if not algorithms.crosses_tokenizers(name):
+        shared = shared_vocabulary(
+            theirs, ours, teacher_rows=teacher_rows, student_rows=student_rows
+        )
+        return Meeting(name, shared.size, shared.size, note=shared.note)
+    pair = TokenizerPair.of(theirs, ours)
+    note = ""
+    if differs:
+        note = (
+            f"Teacher and student have different tokenizers ({differs}), so they are distilled by "
+            f"{name}: {len(pair.shared[1]):,} of the teacher's {len(pair.teacher):,} tokens write "
+            "the same bytes as one of the student's, or have the same role."
+        )
+    student_size = min(len(pair.student), student_rows)
+    teacher_size = min(len(pair.teacher), teacher_rows)
+    return Meeting(name, student_size, teacher_size, pair, note)
+
+
+def tokenizers(job: TrainJob) -> tuple[Any, Any]:
+    """Load the student's tokenizer and the teacher's; without a teacher, the student's twice."""
+    trust = job.trust_remote_code
+    ours = load_tokenizer(job.student_path, trust_remote_code=trust)
+    if job.teacher is None:
+        return ours, ours
+    return ours, load_tokenizer(job.teacher.path, trust_remote_code=trust)
+
+
+def shared_tokens(
+    job: TrainJob, config: DistillConfig, met: Meeting, directory: RunDirectory
+) -> TokenTable:
+    """Tokenize on rank 0 and give every rank the tokens; every rank learns of an error.
+
+    Raises:
+        DataError: A row cannot be used, or none is left.
+    """
+
+    def make() -> TokenTable:
+        table, report = _tokenized(
+            job,
+            config,
+            met,
+            _dataset(config),
+            on_bad_rows=config.on_bad_rows,
+            truncation=config.truncation,
+            train_turns=config.train_turns,
+        )
+        _check_lengths(table.asked, job.teacher)
+        directory.event("data", **report.summary())
+        return table
+
+    return _shared(make, TokenTable)
+
+
+def shared_held_out(job: TrainJob, config: DistillConfig, met: Meeting) -> TokenTable:
     """Tokenize the held-out rows, likewise; rows that are too long or malformed are left out."""
 
-    def make() -> tuple[TokenTable, SharedVocabulary]:
+    def make() -> TokenTable:
         data = config.eval_data or config.data
         dataset = sources.load(
             data, split=config.eval_split, rows=config.eval_rows, seed=config.seed + 1
         )
         if len(dataset) > config.eval_rows:
             dataset = dataset.select(range(config.eval_rows))
-        table, _ = tokenize(
-            dataset,
-            load_tokenizer(job.student_path, trust_remote_code=job.trust_remote_code),
-            max_length=config.max_length,
-            on_bad_rows="skip",
-            truncation="drop",
-        )
-        shared = SharedVocabulary(vocab_size, "")
-        _check_ids(table, shared)
-        return table, shared
+        return _tokenized(job, config, met, dataset, on_bad_rows="skip", truncation="drop")[0]
 
-    return _made_once(make)
+    return _shared(make, TokenTable)
+
+
+def shared_prompts(
+    job: TrainJob, config: DistillConfig, met: Meeting, directory: RunDirectory
+) -> Prompts:
+    """Tokenize the prompts of an on-policy run, likewise.
+
+    Raises:
+        DataError: A row has no prompt, or none leaves room for an answer.
+    """
+
+    def make() -> Prompts:
+        ours, theirs = tokenizers(job)
+        found, dropped = read_prompts(
+            _dataset(config),
+            ours,
+            None if met.pair is None else theirs,
+            teacher_input=config.teacher_input,
+            max_length=_longest(config.max_length, job.teacher),
+            max_new_tokens=config.max_new_tokens,
+        )
+        _check_ids(found.student, met.student_size, "student")
+        if found.teacher is not None:
+            _check_ids(found.teacher, met.teacher_size, "teacher")
+        directory.event("data", prompts=len(found), dropped=dropped)
+        return found
+
+    return _shared(make, Prompts)
+
+
+def _dataset(config: DistillConfig) -> Any:
+    return sources.load(config.data, split=config.split, rows=config.rows, seed=config.seed)
+
+
+def _tokenized(
+    job: TrainJob, config: DistillConfig, met: Meeting, dataset: Any, **options: Any
+) -> tuple[TokenTable, Report]:
+    """Tokenize rows as both models read them."""
+    ours, theirs = tokenizers(job)
+    table, report = tokenize_for_both(
+        dataset,
+        ours,
+        theirs,
+        pair=met.pair,
+        teacher_input=None if job.teacher is None else config.teacher_input,
+        max_length=config.max_length,
+        **options,
+    )
+    _check_ids(table, met.student_size, "student")
+    _check_ids(table.asked, met.teacher_size, "teacher")
+    return table, report
 
 
 def teacher_head_of(job: TrainJob, vocab_size: int, device: torch.device) -> Head | None:
@@ -80,42 +204,52 @@ def teacher_head_of(job: TrainJob, vocab_size: int, device: torch.device) -> Hea
     return Head.from_pretrained(job.teacher.path, dtype=dtype).to(device).cut(vocab_size)
 
 
-def _vocabulary(job: TrainJob, directory: RunDirectory) -> SharedVocabulary:
-    """Compare the tokenizers of teacher and student."""
-    trust = job.trust_remote_code
-    student_rows = head_rows(job.student_path)
-    if job.teacher is None:
-        return SharedVocabulary(student_rows, "")
-    shared = shared_vocabulary(
-        load_tokenizer(job.teacher.path, trust_remote_code=trust),
-        load_tokenizer(job.student_path, trust_remote_code=trust),
-        teacher_rows=head_rows(job.teacher.path),
-        student_rows=student_rows,
-    )
-    if shared.note:
-        directory.event("warning", message=shared.note)
-    return shared
-
-
-def _check_ids(table: TokenTable, shared: SharedVocabulary) -> None:
+def _check_ids(table: TokenTable, size: int, whose: str) -> None:
     highest = int(table.input_ids.max())
-    if highest >= shared.size:
+    if highest >= size:
         raise DataError(
-            f"The data holds token id {highest}, but teacher and student share only the ids "
-            f"below {shared.size}. Remove the rows with the student's own special tokens."
+            f"The data holds token id {highest}, but the {whose}'s head has only the ids below "
+            f"{size} that count. Remove the rows with special tokens that only one model has."
         )
 
 
-def _made_once(make: Any) -> tuple[TokenTable, SharedVocabulary]:
-    """Make a table on rank 0 and share it, or the error."""
-    problem, arrays, shared = None, None, None
+def _check_lengths(table: TokenTable, teacher: TeacherInfo | None) -> None:
+    """Refuse at the start what the teacher would refuse in the middle of a run."""
+    if teacher is None or teacher.longest is None:
+        return
+    longest = _longest(int(table.lengths.max()), teacher)
+    row = int(table.lengths.argmax())
+    if table.lengths[row] > longest:
+        raise DataError(
+            f"Row {table.row_index[row]} has {table.lengths[row]} tokens, but the teacher takes "
+            f"rows of up to {longest}. Lower max_length to {longest} (truncation says what becomes "
+            "of longer rows), or raise context_length or mem_fraction of the lab."
+        )
+
+
+def _longest(tokens: int, teacher: TeacherInfo | None) -> int:
+    """So many tokens a row, or fewer where the teacher takes fewer."""
+    if teacher is None or teacher.longest is None:
+        return tokens
+    return min(tokens, teacher.longest + 1)  # a row's last token is not run
+
+
+def _shared(make: Callable[[], ArraysT], kind: type[ArraysT]) -> ArraysT:
+    """Make something of arrays on rank 0 and give it to all, or the error."""
+    made: list[ArraysT] = []
+    _made_once(lambda: made.append(make()))
+    arrays = share_arrays(made[0].arrays() if made else None)
+    return made[0] if made else kind.from_arrays(arrays)
+
+
+def _made_once(make: Callable[[], ValueT]) -> ValueT:
+    """Make something small on rank 0 and give it to all, or the error."""
+    problem, value = None, None
     try:
-        if made := made_by_leader(make):
-            table, shared = made
-            arrays = table.arrays()
+        value = made_by_leader(make)
     except Exception as error:
         problem = error
     problem = share(problem)
     if problem is not None:
         raise problem
-    return TokenTable.from_arrays(share_arrays(arrays)), share(shared)
+    return share(value)

@@ -13,10 +13,12 @@ from collections import OrderedDict
 from typing import Any
 
 from kdflow_lab.errors import RunError
-from kdflow_lab.jobs import SubjectJob, TeacherInfo, TrainJob
+from kdflow_lab.jobs import RolloutInfo, SubjectJob, TeacherInfo, TrainJob
 
 _teacher: Any = None
 _server: Any = None
+_rollout: Any = None
+_rollout_server: Any = None
 _threads: dict[str, threading.Thread] = {}
 _captures: OrderedDict[str, Any] = OrderedDict()
 
@@ -47,15 +49,17 @@ def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
         pid=os.getpid(),
         versions=versions(),
         drift=getattr(_teacher, "drift", None),
+        longest=getattr(_teacher, "longest", None),
+        writer=getattr(_teacher, "writer", None),
     )
 
 
 def _end_engine(reason: str) -> None:
-    """End this engine, whose teacher has lost a process it cannot do without.
+    """End this engine, whose backend has lost a process it cannot do without.
 
     A dead engine is what the supervisor, the students and `lab.up()` know how to deal with.
     """
-    print(f"The teacher's engine ends: {reason}", file=sys.stderr, flush=True)
+    print(f"This engine ends: {reason}", file=sys.stderr, flush=True)
     os._exit(70)
 
 
@@ -92,6 +96,50 @@ def stop_serving() -> None:
     """End the serving threads, if there are any, without waiting for students."""
     global _server
     server, _server = _server, None
+    if server is not None:
+        server.close()
+
+
+def setup_rollout(path: str, options: dict[str, Any]) -> RolloutInfo:
+    """Load the model that writes rollouts into this engine.
+
+    Args:
+        path: Folder of the student.
+        options: `backend`, and those of `make_rollout`.
+    """
+    global _rollout
+    import torch
+
+    from kdflow_lab.rollout import make_rollout
+
+    options = dict(options)
+    torch.set_num_threads(options["threads"])
+    backend = options.pop("backend")
+    _rollout, why = make_rollout(backend, path, on_death=_end_engine, **options)
+    dtype = str(_rollout.dtype).removeprefix("torch.")
+    return RolloutInfo(_rollout.backend, why, dtype, os.getpid())
+
+
+def serve_rollouts(socket_path: str, threads: int) -> None:
+    """Serve the students of one job from a thread; returns as soon as the socket listens.
+
+    Args:
+        socket_path: Where rank 0 connects.
+        threads: CPU threads of the matrix products.
+    """
+    global _rollout_server
+    from kdflow_lab.rollout.serving import Serving
+
+    if _rollout is None:
+        raise RunError("This engine writes no rollouts. Close the lab and start it again.")
+    stop_rollouts()
+    _rollout_server = Serving(_rollout, socket_path, threads=threads)
+
+
+def stop_rollouts() -> None:
+    """End the serving thread, if there is one; answers that are being written are given up."""
+    global _rollout_server
+    server, _rollout_server = _rollout_server, None
     if server is not None:
         server.close()
 

@@ -113,6 +113,14 @@ class RunDirectory:
         """
         append(self.metrics_file, record)
 
+    def rollout(self, record: dict[str, Any]) -> None:
+        """Append an answer that the student wrote.
+
+        Raises:
+            RunError: The disk is full.
+        """
+        append(self.path / "rollouts.jsonl", record)
+
     def command(self, name: str, **fields: Any) -> str:
         """Append a command for the run; return its id, which the acknowledging event repeats."""
         command_id = uuid.uuid4().hex[:12]

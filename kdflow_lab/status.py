@@ -41,6 +41,8 @@ class LabStatus:
                     ("students", f"{config.students} on {said['device']}"),
                     ("threads", f"{said['threads']} an engine"),
                 ]
+            if (rollout := said.get("rollout")) is not None:
+                lines.append(("rollouts", f"{rollout.backend} ({rollout.why})"))
             if said["lost"]:
                 lines.append(("died", ", ".join(said["lost"])))
             lines.append(("attached", ", ".join(said["kernels"])))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class StepResult:
     Attributes:
         loss: Of the whole batch, nats a response token; also `ce` and `kd`.
         agreement: Share of response tokens whose top token is the teacher's.
+        extra: What else the algorithm measured, such as `aligned`: sums over the batch divided by
+            its response tokens, by name.
         grad_norm: Norm of the whole gradient before clipping.
         total_tokens: Tokens that all ranks ran through their model, prompts included.
         batches: This rank's micro-batches.
@@ -34,6 +37,7 @@ class StepResult:
     ce: float
     kd: float
     agreement: float
+    extra: dict[str, float]
     grad_norm: float
     total_tokens: int
     batches: list[MicroBatch]
@@ -58,6 +62,7 @@ def distill_step(
     """
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(5, dtype=torch.float64)  # loss, ce, kd, agreement, tokens
+    extra: dict[str, Tensor] = {}
     batches = []
     for _ in range(micro_batches):
         batch, rows = feed.next()
@@ -71,13 +76,18 @@ def distill_step(
         values = torch.stack([output.loss.detach(), output.ce, output.kd, output.agreement])
         if batch.labels.numel():  # an empty micro-batch has nothing to add, not even NaN
             sums[:4] += values.double().cpu()
+        for name, value in output.extra.items():
+            extra[name] = extra.get(name, 0.0) + value.double().cpu()
         sums[4] += batch.input_ids.numel()
         batches.append(batch)
     parameters = student.model.parameters()
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
+    names = sorted(extra)  # every rank has the same: also an empty micro-batch names them all
+    sums = torch.cat([sums, *(extra[name].reshape(1) for name in names)])
     dist.all_reduce(sums)
-    loss, ce, kd, agreement, total_tokens = sums.tolist()
+    loss, ce, kd, agreement, total_tokens, *others = sums.tolist()
     if math.isfinite(norm) and math.isfinite(loss):
         optimizer.step()
-    return StepResult(loss, ce, kd, agreement, norm, int(total_tokens), batches)
+    measured = dict(zip(names, others, strict=True))
+    return StepResult(loss, ce, kd, agreement, measured, norm, int(total_tokens), batches)

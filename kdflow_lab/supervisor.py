@@ -185,6 +185,7 @@ class _Requests:
             "state": "broken" if lost else "up" if engines.teacher else "down",
             "lost": lost,
             "teacher": engines.teacher,
+            "rollout": engines.rollout,
             "device": engines.device,
             "threads": engines.threads(1 + engines.config.students),
             "pids": dict(engines.cluster.pids) if engines.cluster else {},

@@ -13,23 +13,35 @@ import torch.distributed as dist
 
 from kdflow_lab import registration, settings
 from kdflow_lab.algorithms import make_algorithm
+from kdflow_lab.algorithms.across import make_across
 from kdflow_lab.beats import Beats
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.control import Control
 from kdflow_lab.data.batches import MicroBatch, pack
-from kdflow_lab.data.plan import DataPlan
+from kdflow_lab.data.table import TokenTable
 from kdflow_lab.errors import RunError
 from kdflow_lab.guards import SkipGuard
 from kdflow_lab.jobs import TrainJob
 from kdflow_lab.keeper import Keeper
+from kdflow_lab.lessons import DataLessons, Lessons
+from kdflow_lab.losses import Head
 from kdflow_lab.metrics import memory_bytes, rounded, versions
-from kdflow_lab.prepare import shared_tokens, teacher_head_of
+from kdflow_lab.on_policy.open import open_lessons
+from kdflow_lab.on_policy.prompts import Prompts
+from kdflow_lab.prepare import (
+    Meeting,
+    shared_meeting,
+    shared_prompts,
+    shared_tokens,
+    teacher_head_of,
+)
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.step import StepResult, distill_step
 from kdflow_lab.student.feed import TeacherFeed
 from kdflow_lab.student.fsdp import Student
 from kdflow_lab.student.group import gather
-from kdflow_lab.student.optimizer import lr_at, make_optimizer
+from kdflow_lab.student.optimizer import lr_at, make_optimizer, set_lr
+from kdflow_lab.transport.cuda_ipc import choose_here
 from kdflow_lab.transport.layout import SlotLayout
 from kdflow_lab.transport.student_end import StudentEnd
 
@@ -62,48 +74,64 @@ class Training:
         config = self.config
         registration.load(self.directory)
         self.phase("reading the data")
-        self.table, shared = shared_tokens(self.job, config, self.directory)
-        self.plan = DataPlan(
-            self.table.lengths,
-            self.table.response_lengths,
-            batch_size=config.batch_size,
-            world_size=self.place.world_size,
-            micro_batch_tokens=config.micro_batch_tokens,
-            micro_batch_rows=config.micro_batch_rows,
-            seed=config.seed,
-        )
-        if config.steps is None:
-            epochs, config.epochs = config.epochs or 1.0, None
-            config.steps = max(1, round(epochs * self.plan.steps_per_epoch))
+        met = shared_meeting(self.job, config, self.directory)
+        config.algorithm = met.algorithm
+        prompts = table = None
+        if config.on_policy:
+            prompts = shared_prompts(self.job, config, met, self.directory)
+        if not config.on_policy or config.lmbda < 1.0:
+            table = shared_tokens(self.job, config, met, self.directory)
         self.phase("loading the student")
         self.algorithm = make_algorithm(config)
+        if met.pair is not None:
+            meet: Any = getattr(self.algorithm, "meet")  # noqa: B009 - algorithms that cross have it
+            meet(met.pair, met.student_size, met.teacher_size)
+        device = torch.device(self.mesh.device_type)
+        self.teacher_head = teacher_head_of(self.job, met.teacher_size, device)
         self.student = Student(
             self.job.student_path,
             config=config,
             mesh=self.mesh,
-            vocab_size=shared.size,
+            vocab_size=met.student_size,
             trust_remote_code=self.job.trust_remote_code,
             beside=self.beside,
         )
         if config.packing and self.student.why_padded:
             self.event("warning", message=f"Rows are padded: {self.student.why_padded}.")
-        self.optimizer = make_optimizer(self.student.model, config)
-        self.teacher_head = teacher_head_of(self.job, shared.size, self.student.device)
-        self.keeper = Keeper(self, vocab_size=shared.size)
+        beside_lr = getattr(self.algorithm, "beside_lr", None)
+        self.optimizer = make_optimizer(self.student.model, config, beside_lr=beside_lr)
+        with self.lessons_of(met, table, prompts) as self.lessons:
+            self.learn(met)
+
+    def learn(self, met: Meeting) -> None:
+        """Train until the last step or until told to stop, and save."""
+        config = self.config
+        if config.steps is None:
+            epochs, config.epochs = config.epochs or 1.0, None
+            config.steps = max(1, round(epochs * self.lessons.steps_per_epoch))
+        self.keeper = Keeper(self, met)
         begun, line = self.begin()
         self.control = Control(
-            self.directory, config, actions=self.keeper.actions, since=begun, line=line
+            self.directory,
+            config,
+            actions=self.keeper.actions,
+            since=begun,
+            line=line,
+            check=self.lessons.check,
         )
         self.guard = SkipGuard(
             self.directory,
             rank=self.place.rank,
             ranks=self.place.world_size,
             most=config.max_skipped_steps,
-            row_index=self.table.row_index,
         )
         with self.connect() as end:
             feed = TeacherFeed(
-                self.batches(), end, ahead=config.depth > 0, timeout_s=config.timeout_s
+                self.batches(),
+                end,
+                ahead=config.depth > 0,
+                timeout_s=config.timeout_s,
+                phase=config.teacher_batches_per_phase,
             )
             self.say_started(end)
             self.loop(feed)
@@ -113,13 +141,39 @@ class Training:
         self.keeper.checkpoint(last, must=True)
         self.event(last, step=self.step)
 
-    def beside(self, student_width: int) -> Any:
+    @contextlib.contextmanager
+    def lessons_of(
+        self, met: Meeting, table: TokenTable | None, prompts: Prompts | None
+    ) -> Iterator[Lessons]:
+        """Give the run's lessons: rows of the data, or what the student writes."""
+        data = None if table is None else DataLessons(table, self.config, self.place.world_size)
+        if prompts is None:
+            assert data is not None
+            yield data
+            return
+        with open_lessons(
+            self.job,
+            self.config,
+            met.pair,
+            prompts,
+            self.student,
+            data,
+            directory=self.directory,
+            across=make_across(met.pair, met.student_size, met.teacher_size),
+        ) as lessons:
+            yield lessons
+
+    def beside(self, student_head: Head) -> torch.nn.Module | None:
         """Make what the algorithm trains beside the student, if anything."""
         make = getattr(self.algorithm, "beside", None)
         teacher = self.job.teacher
         if make is None or teacher is None:
             return None
-        return make(student_width, teacher.hidden_size)
+        module = make(student_head.weight.shape[1], teacher.hidden_size)
+        begin = getattr(self.algorithm, "init_beside", None)
+        if begin is not None and module is not None:
+            begin(student_head, self.teacher_head)
+        return module
 
     def begin(self) -> tuple[int, settings.Timeline]:
         """Load the newest checkpoint; return where the commands begin, and the changes to come."""
@@ -141,10 +195,12 @@ class Training:
                 return
             start = time.perf_counter()
             self.beats.at(f"in step {self.step + 1}")
-            plan = self.plan.step(self.step)
+            self.lessons.prepare(self.step)
+            lesson = self.lessons.lesson(self.step)
+            assert lesson is not None  # what `prepare` is for
+            plan = lesson.plan
             lr = lr_at(self.step + 1, self.config.steps or 1, self.config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(self.optimizer, lr, self.config)
             result = distill_step(
                 self.student,
                 self.optimizer,
@@ -157,11 +213,13 @@ class Training:
             )
             self.step += 1
             self.record(result, plan.num_valid_tokens, lr, start, feed.take_times())
+            self.lessons.learnt(self.step - 1, result.kd)
             skipped = self.guard.saw(
                 self.step,
                 loss=result.loss,
                 grad_norm=result.grad_norm,
                 batches=result.batches,
+                row_index=lesson.table.row_index,
             )
             if skipped:
                 try:
@@ -177,18 +235,23 @@ class Training:
             yield None
             return
         layout = SlotLayout(
-            max_tokens=self.plan.max_tokens(),
-            max_sequences=self.plan.max_sequences(),
-            max_rows=self.plan.max_rows(),
+            max_tokens=self.lessons.sizes.tokens,
+            max_sequences=self.lessons.sizes.sequences,
+            max_rows=self.lessons.sizes.rows,
             hidden_size=self.job.teacher.hidden_size,
             dtype_name=self.job.teacher.dtype,
         )
+        device = torch.device(self.place.torch_device)
+        gpu = device.index if device.type == "cuda" else None
+        chosen = choose_here(self.place.transport, gpu=gpu, writer=self.job.teacher.writer)
+        self.why_transport = chosen.why
         end = StudentEnd(
             self.place.socket,
             rank=self.place.rank,
             world_size=self.place.world_size,
             layout=layout,
-            slots=max(1, self.config.depth),
+            slots=self.config.teacher_batches_per_phase or max(1, self.config.depth),
+            gpu=gpu if chosen.transport == "cuda_ipc" else None,
         )
         try:
             yield end
@@ -198,15 +261,15 @@ class Training:
     def batches(self) -> Iterator[MicroBatch | None]:
         """Yield this rank's micro-batches in the plan's order.
 
-        None stands for the end, which `set(steps=…)` may move while the run goes on.
+        None stands for the end, which `set(steps=…)` may move while the run goes on, and for a
+        lesson that is not there yet.
         """
         step = self.step
         while True:
-            while step >= (self.config.steps or 0):
+            while step >= (self.config.steps or 0) or (lesson := self.lessons.lesson(step)) is None:
                 yield None
-            for index, by_rank in enumerate(self.plan.step(step).micro_batches):
-                rows = by_rank[self.place.rank]
-                yield pack(self.table, rows, step=step, index=index)
+            for index, by_rank in enumerate(lesson.plan.micro_batches):
+                yield pack(lesson.table, by_rank[self.place.rank], step=step, index=index)
             step += 1
 
     def record(
@@ -235,6 +298,8 @@ class Training:
                     "kd": result.kd,
                     "ce": result.ce,
                     "agreement": result.agreement,
+                    **result.extra,
+                    **self.lessons.measured(),
                     "lr": lr,
                     "grad_norm": result.grad_norm,
                     "tokens": num_valid_tokens,
@@ -252,7 +317,9 @@ class Training:
     def say_started(self, end: StudentEnd | None) -> None:
         """Write what makes the run real: shards, processes, transport, versions."""
         mine = {"pid": os.getpid(), "shards": self.student.shards()}
-        mine["transport"] = None if end is None else end.describe()
+        mine["transport"] = None
+        if end is not None:
+            mine["transport"] = {**end.describe(), "why": self.why_transport}
         ranks = gather(mine)
         teacher = self.job.teacher
         self.event(
@@ -264,6 +331,7 @@ class Training:
             device=self.place.device,
             threads=self.place.threads,
             ranks=ranks,
+            algorithm=self.config.algorithm,
             teacher=None if teacher is None else teacher.path,
             backend=None if teacher is None else teacher.backend,
             teacher_pid=None if teacher is None else teacher.pid,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
@@ -21,11 +22,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdflow_lab.algorithms import make_algorithm
+from kdflow_lab import zoo
+from kdflow_lab.algorithms import crosses_tokenizers, make_algorithm
+from kdflow_lab.align.vocabulary import TokenizerPair
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.data.batches import pack
+from kdflow_lab.data.both import tokenize_for_both
 from kdflow_lab.data.plan import DataPlan
 from kdflow_lab.data.tokens import TokenTable
+from kdflow_lab.load import load_tokenizer
 from kdflow_lab.losses import Head
 from kdflow_lab.student.feed import TeacherFeed
 from kdflow_lab.student.fsdp import Student
@@ -54,6 +59,8 @@ class Case:
     kd_ratio: float = 0.6
     sft: bool = False
     precision: str = "float32"
+    algorithm: str = "vanilla_kd"
+    algorithm_params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +142,26 @@ def make_table(rows: int = 12) -> TokenTable:
     )
 
 
+def assert_same(ours: Step, theirs: Step) -> None:
+    """1e-5 of the loss, and of each parameter's gradient relative to its largest element."""
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    for name, expected in theirs.gradients.items():
+        scale = expected.abs().max().item()
+        assert scale > 0, f"{name} has no gradient: the comparison would say nothing"
+        torch.testing.assert_close(
+            ours.gradients[name], expected, rtol=1e-5, atol=1e-5 * scale, msg=name
+        )
+
+
+def across(teacher_path: str, student_path: str) -> tuple[TokenizerPair, TokenTable]:
+    """Rows of the zoo's tasks, as two models with tokenizers of their own read them."""
+    theirs, ours = load_tokenizer(teacher_path), load_tokenizer(student_path)
+    pair = TokenizerPair.of(theirs, ours)
+    rows = zoo.dataset("zoo/tasks", rows=12, seed=3)
+    return pair, tokenize_for_both(rows, ours, theirs, pair=pair, max_length=128)[0]
+
+
 def steps(world_size: int, models: tuple[str, str], cases: list[Case]) -> list[Step]:
     """Take one step for each case on `world_size` ranks; what rank 0 has in the end."""
     with tempfile.TemporaryDirectory(prefix="kdflow-step-") as folder:
@@ -150,7 +177,8 @@ def _step(socket: str, models: tuple[str, str], case: Case) -> Step:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     teacher_path, student_path = models
     config = DistillConfig.parse(
-        algorithm="sft" if case.sft else "vanilla_kd",
+        algorithm="sft" if case.sft else case.algorithm,
+        algorithm_params=case.algorithm_params,
         loss=case.loss,
         loss_params=case.loss_params,
         hidden_loss=case.hidden_loss,
@@ -160,10 +188,14 @@ def _step(socket: str, models: tuple[str, str], case: Case) -> Step:
         activation_checkpointing=case.activation_checkpointing,
         precision=case.precision,
     )
+    pair = None
     table = make_table()
+    if crosses_tokenizers(config.algorithm):
+        pair, table = across(teacher_path, student_path)
     plan = DataPlan(
-        table.lengths,
+        table.longest_lengths,
         table.response_lengths,
+        asked_lengths=table.asked.response_lengths,
         batch_size=case.batch_size,
         world_size=world_size,
         micro_batch_tokens=512,
@@ -177,15 +209,22 @@ def _step(socket: str, models: tuple[str, str], case: Case) -> Step:
     ]
     algorithm: Any = make_algorithm(config)
     teacher = TransformersTeacher(teacher_path)
+    teacher_head = Head.from_pretrained(teacher_path, dtype=torch.float32)
+    if pair is not None:
+        algorithm.meet(pair, len(pair.student), len(pair.teacher))
+
+    def beside(head: Head) -> Any:
+        module = algorithm.beside(head.weight.shape[1], teacher.hidden_size)
+        if module is not None and hasattr(algorithm, "init_beside"):
+            algorithm.init_beside(head, teacher_head)
+        return module
+
     student = Student(
         student_path,
         config=config,
         mesh=init_device_mesh("cpu", (world_size,)),
-        beside=None
-        if case.sft
-        else lambda head: algorithm.beside(head.weight.shape[1], teacher.hidden_size),
+        beside=beside if hasattr(algorithm, "beside") else None,
     )
-    teacher_head = Head.from_pretrained(teacher_path, dtype=torch.float32)
     total = torch.zeros(())
     operations: list[str] = []
 
@@ -221,9 +260,10 @@ def _step(socket: str, models: tuple[str, str], case: Case) -> Step:
             server.join()
     else:
         for batch in batches:
-            hidden = torch.empty(batch.rows.numel(), teacher.hidden_size)
-            if batch.input_ids.numel():
-                teacher.hidden_states(batch.input_ids, batch.cu_seqlens, batch.rows, hidden)
+            asked = batch.asked
+            hidden = torch.empty(asked.rows.numel(), teacher.hidden_size)
+            if asked.input_ids.numel():
+                teacher.hidden_states(asked.input_ids, asked.cu_seqlens, asked.rows, hidden)
             learn(batch, None if case.sft else hidden)
     dist.all_reduce(total)
     mine = sum(batch.rows.numel() for batch in batches)

@@ -95,14 +95,14 @@ def study(lab: kd.Lab, args: argparse.Namespace) -> dict[str, Any]:
         result[way] = {
             "lr": best,
             "grid": {f"{lr:g}": score.to_dict() for lr, score in scores.items()},
-            "exact_match": _by_row(tests[way], "correct").mean(),
-            "exact_match_interval": interval(_by_row(tests[way], "correct"))[1:],
+            "exact_match": by_row(tests[way], "correct").mean(),
+            "exact_match_interval": interval(by_row(tests[way], "correct"))[1:],
             "exact_match_seeds": [one.exact_match for one in tests[way]],
             "kl": float(np.mean([one.kl for one in tests[way]])),
             "kl_seeds": [one.kl for one in tests[way]],
             "agreement": float(np.mean([one.agreement for one in tests[way]])),
-            "exact_match_by_kind": _by_kind(tests[way], "exact_match"),
-            "kl_by_kind": _by_kind(tests[way], "kl"),
+            "exact_match_by_kind": by_kind(tests[way], "exact_match"),
+            "kl_by_kind": by_kind(tests[way], "kl"),
         }
         print(f"{way}: {json.dumps(result[way])}", flush=True)
     for other in WAYS[1:]:
@@ -117,15 +117,15 @@ def differences(
     soft = ours[0].frame["kind"].isin(SOFT_KINDS).to_numpy()
     found = {}
     for name, rows in (("all", np.ones_like(soft)), ("several_right_answers", soft)):
-        a, b = _by_row(ours, "correct")[rows], _by_row(theirs, "correct")[rows]
+        a, b = by_row(ours, "correct")[rows], by_row(theirs, "correct")[rows]
         found[name] = {
             "exact_match": paired_interval(a, b)._asdict(),
-            "kl": paired_interval(_kl_by_row(ours)[rows], _kl_by_row(theirs)[rows])._asdict(),
+            "kl": paired_interval(kl_by_row(ours)[rows], kl_by_row(theirs)[rows])._asdict(),
         }
     return found
 
 
-def _by_kind(evaluations: list[kd.Evaluation], figure: str) -> dict[str, float]:
+def by_kind(evaluations: list[kd.Evaluation], figure: str) -> dict[str, float]:
     """Mean over the seeds."""
     frames = [one.by_kind[figure] for one in evaluations]
     return {
@@ -133,14 +133,14 @@ def _by_kind(evaluations: list[kd.Evaluation], figure: str) -> dict[str, float]:
     }
 
 
-def _by_row(evaluations: list[kd.Evaluation], column: str) -> np.ndarray:
+def by_row(evaluations: list[kd.Evaluation], column: str) -> np.ndarray:
     """Float[rows, seeds]."""
     return np.stack([one.frame[column].to_numpy(dtype=float) for one in evaluations], axis=1)
 
 
-def _kl_by_row(evaluations: list[kd.Evaluation]) -> np.ndarray:
+def kl_by_row(evaluations: list[kd.Evaluation]) -> np.ndarray:
     """Float[rows, seeds], nats a token."""
-    return _by_row(evaluations, "kl") / _by_row(evaluations, "tokens")
+    return by_row(evaluations, "kl") / by_row(evaluations, "tokens")
 
 
 def main() -> None:

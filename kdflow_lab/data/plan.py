@@ -50,6 +50,7 @@ class DataPlan:
         micro_batch_tokens: int,
         micro_batch_rows: int | None = None,
         seed: int = 0,
+        asked_lengths: ArrayLike | None = None,
     ) -> None:
         """Plan; nothing is computed before `step`.
 
@@ -63,6 +64,8 @@ class DataPlan:
             micro_batch_tokens: Most tokens of a rank's micro-batch.
             micro_batch_rows: Most rows of one; None for no limit.
             seed: Any int of 0 or more.
+            asked_lengths: Int[N], rows that the teacher is asked for: trained tokens as it reads
+                them; `response_lengths` if not given.
 
         Raises:
             ConfigError: A number is too small.
@@ -71,6 +74,9 @@ class DataPlan:
         """
         self._tokens = tokens_run(np.asarray(lengths, np.int64))
         self._responses = np.asarray(response_lengths, np.int64)
+        self._asked = (
+            self._responses if asked_lengths is None else np.asarray(asked_lengths, np.int64)
+        )
         self._batch_size = batch_size
         self._world_size = world_size
         self._budget = micro_batch_tokens
@@ -91,7 +97,8 @@ class DataPlan:
                 raise ConfigError(f"{name} is {value}; expected 1 or more.")
         if self._seed < 0:
             raise ConfigError(f"seed is {self._seed}; expected 0 or more.")
-        if self._tokens.shape != self._responses.shape or self._tokens.ndim != 1:
+        shapes = {self._tokens.shape, self._responses.shape, self._asked.shape}
+        if len(shapes) > 1 or self._tokens.ndim != 1:
             raise ShapeError(
                 f"lengths is {self._tokens.shape} and response_lengths {self._responses.shape}; "
                 "expected one number a row in both."
@@ -209,18 +216,18 @@ class DataPlan:
         return int((np.cumsum(shortest) <= self._budget).sum())
 
     def max_rows(self) -> int:
-        """Response tokens that no micro-batch exceeds."""
-        most = int(self._largest(self._responses).sum())
+        """Rows asked of the teacher that no micro-batch exceeds."""
+        most = int(self._largest(self._asked).sum())
         # What the token budget allows: rows with the largest share of response tokens first, the
         # last one in part.
-        order = np.argsort(-self._responses / self._tokens, kind="stable")
+        order = np.argsort(-self._asked / self._tokens, kind="stable")
         order = np.repeat(order, self._repeats)[: self._budget + 1]
         spent = np.cumsum(self._tokens[order])
-        gained = np.cumsum(self._responses[order])
+        gained = np.cumsum(self._asked[order])
         if spent[-1] > self._budget:
             cut = int(np.searchsorted(spent, self._budget, side="right"))
             before_tokens, before = (spent[cut - 1], gained[cut - 1]) if cut else (0, 0)
-            share = self._responses[order[cut]] / self._tokens[order[cut]]
+            share = self._asked[order[cut]] / self._tokens[order[cut]]
             most = min(most, int(before + np.ceil(share * (self._budget - before_tokens))))
         return min(most, self.max_tokens())
 

@@ -31,7 +31,7 @@ def share_of(table: TokenTable, *, rank: int, world_size: int) -> NDArray[np.int
 
     So every rank gets as many rows and about as many tokens.
     """
-    return np.argsort(-table.lengths, kind="stable")[rank::world_size]
+    return np.argsort(-table.longest_lengths, kind="stable")[rank::world_size]
 
 
 def batches_of(table: TokenTable, *, rank: int, world_size: int) -> list[MicroBatch]:
@@ -56,7 +56,7 @@ def _cut(table: TokenTable, share: NDArray[np.int64]) -> list[list[int]]:
     lists: list[list[int]] = []
     room = 0
     for row in map(int, share):
-        length = int(table.lengths[row])
+        length = int(table.longest_lengths[row])
         if not lists or length > room:
             lists.append([])
             room = BATCH_TOKENS
@@ -79,9 +79,9 @@ def connect(
         TransportError: No memory, no teacher, or a teacher that refuses this rank.
     """
     layout = SlotLayout(
-        max_tokens=max(batch.input_ids.numel() for batch in batches),
+        max_tokens=max(batch.asked.input_ids.numel() for batch in batches),
         max_sequences=max(len(batch.data_rows) for batch in batches),
-        max_rows=max(batch.rows.numel() for batch in batches),
+        max_rows=max(batch.asked.rows.numel() for batch in batches),
         hidden_size=teacher.hidden_size,
         dtype_name=teacher.dtype,
     )

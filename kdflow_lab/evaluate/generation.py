@@ -74,3 +74,10 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
         if token_id in stop_ids:
             return ids[:position]
     return ids
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends an answer: the tokenizer's and those of the generation config."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ids = found if isinstance(found, list) else [found]
+    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})

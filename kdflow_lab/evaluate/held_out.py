@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import StudentPlace, TeacherInfo
     from kdflow_lab.losses import Head
-    from kdflow_lab.student.fsdp import Student
+    from kdflow_lab.student.fsdp import Across, Student
 
 SUMS = ("kl", "agreement", "ce")
 
@@ -36,6 +36,7 @@ class HeldOut:
         teacher_head: Head | None,
         place: StudentPlace,
         timeout_s: float | None = None,
+        across: Across | None = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -47,11 +48,14 @@ class HeldOut:
                 vocabulary that both share; None without a teacher.
             place: This rank's.
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
+            across: Compares tokens if the teacher has another tokenizer. Tokens that it cannot
+                compare count 0 in `kl` and `agreement`.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
         """
         self._student = student
+        self._across = across
         self._teacher_head = None if teacher is None else teacher_head
         self._rows = TaughtRows(table, teacher=teacher, place=place, timeout_s=timeout_s)
 
@@ -72,7 +76,9 @@ class HeldOut:
         table = self._rows.table
         totals = torch.zeros(len(SUMS), dtype=torch.float64)
         for batch, teacher_hidden in self._rows:
-            tokens = self._student.per_token(batch, teacher_hidden, self._teacher_head)
+            tokens = self._student.per_token(
+                batch, teacher_hidden, self._teacher_head, self._across
+            )
             if batch.data_rows:
                 _, sums = row_sums(batch, tokens, table)
                 totals += torch.tensor([sums[name].sum() for name in SUMS], dtype=torch.float64)

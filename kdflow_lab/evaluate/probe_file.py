@@ -17,7 +17,9 @@ but each row's last. K most likely tokens are listed. Values are at temperature 
     student_topk_ids     int32[P, K]     most likely first; and teacher_topk_ids
     student_topk_logprobs float32[P, K]  and teacher_topk_logprobs
 
-A run without a teacher leaves out everything that compares with one. The metadata, all strings:
+A run without a teacher leaves out everything that compares with one. Where the teacher reads other
+ids, only `forward_kl` compares, 0 at tokens without a counterpart and NaN outside the answers. The
+metadata, all strings:
 `schema` "1", `step`, `temperature` "1", `k`.
 """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdflow_lab.jobs import StudentPlace, TeacherInfo
     from kdflow_lab.losses import Head
     from kdflow_lab.rundir import RunDirectory
-    from kdflow_lab.student.fsdp import Student
+    from kdflow_lab.student.fsdp import Across, Student
 
 __all__ = ["Probes", "read"]
 
@@ -47,6 +47,7 @@ class Probes:
         place: StudentPlace,
         k: int = 10,
         timeout_s: float | None = None,
+        across: Across | None = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -59,18 +60,27 @@ class Probes:
             place: This rank's.
             k: Most likely tokens that are listed; at most the vocabulary.
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
+            across: Compares tokens if the teacher has another tokenizer: then of all that compares
+                only `forward_kl` is written, and of response tokens.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
         """
         self._student = student
+        self._across = across
         self._teacher_head = None if teacher is None else teacher_head
         self._k = k
         self._table = table
         every_token = np.ones_like(table.response_mask)
         every_token[table.offsets[:-1]] = 0  # nothing predicts a row's first token
-        asked = dataclasses.replace(table, response_mask=every_token)
-        self._rows = TaughtRows(asked, teacher=teacher, place=place, timeout_s=timeout_s)
+        asked = dataclasses.replace(
+            table, response_mask=every_token, teacher=None, start=None, end=None
+        )
+        meets = {"place": place, "timeout_s": timeout_s}
+        self._rows = TaughtRows(asked, teacher=teacher if table.teacher is None else None, **meets)
+        self._answers = None
+        if table.teacher is not None and teacher is not None:
+            self._answers = TaughtRows(table, teacher=teacher, **meets)
         ends = np.cumsum(tokens_run(table.lengths))
         self._cu_seqlens = np.concatenate([[0], ends]).astype(np.int32)
 
@@ -127,10 +137,27 @@ class Probes:
                 if name not in whole:
                     whole[name] = values.new_zeros(int(self._cu_seqlens[-1]), *values.shape[1:])
                 whole[name][self._places(batch)] = values
+        if self._answers is not None:
+            whole["forward_kl"] = self._answered(self._answers)
         for values in whole.values():
             # Each token was looked at by one rank, and is zero on the others.
             dist.all_reduce(values)
         return {name: values.numpy() for name, values in whole.items()}
+
+    def _answered(self, rows: TaughtRows) -> Tensor:
+        """Forward KL of this rank's response tokens where the teacher reads other ids, Float[P]."""
+        found = torch.zeros(int(self._cu_seqlens[-1]))
+        if dist.get_rank() == 0:  # the other ranks add their values to it
+            found[~torch.from_numpy(self._texts()["response"])] = torch.nan
+        for batch, teacher_hidden in rows:
+            tokens = self._student.per_token(
+                batch, teacher_hidden, self._teacher_head, self._across
+            )
+            if batch.data_rows:
+                # where each token that is run stands, and of those the ones that predict a label
+                places = self._places(batch)[batch.rows]
+                found[places] = tokens.kd.float().cpu()
+        return found
 
     def _look(self, batch: MicroBatch, teacher_hidden: Tensor | None) -> dict[str, Tensor]:
         """The statistics of a micro-batch, on the CPU."""
@@ -141,7 +168,7 @@ class Probes:
                 hidden,
                 head,
                 None if teacher_hidden is None else teacher_hidden.to(device),
-                self._teacher_head,
+                None if teacher_hidden is None else self._teacher_head,
                 batch.labels.to(device),
                 k=self._k,
             ),

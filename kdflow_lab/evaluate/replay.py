@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdflow_lab import settings
+from kdflow_lab import algorithms, settings
 from kdflow_lab.algorithms import make_algorithm
 from kdflow_lab.align.shared_vocab import shared_vocabulary
 from kdflow_lab.checkpoints import check
@@ -127,6 +127,7 @@ class _Asked:
         known = {name: saved[name] for name in DistillConfig.model_fields if name in saved}
         known |= settings.in_force(settings.timeline(events), step)
         self.config = DistillConfig.parse(**{**known, **_one_length(known)})
+        self.config.algorithm = _algorithm_of(directory, self.config)
         self.algorithm: Algorithm = make_algorithm(self.config)
         self.lab: dict[str, Any] = saved["lab"]
         self.trust = {"trust_remote_code": self.lab["trust_remote_code"]}
@@ -272,6 +273,21 @@ def _grad_norm(model: Any) -> float:
     grads = [one.grad for one in model.parameters() if one.grad is not None]
     norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def _algorithm_of(directory: RunDirectory, config: DistillConfig) -> str:
+    """What `auto` came to; one that crosses tokenizers cannot be replayed."""
+    started = [event for event in directory.events() if event["event"] == "started"]
+    name = started[-1].get("algorithm", config.algorithm) if started else config.algorithm
+    if name == "auto":  # the run ended before it was decided, or is an old one
+        name = "vanilla_kd"
+    if algorithms.crosses_tokenizers(name) or config.teacher_input is not None:
+        raise RunError(
+            f"{directory.path.name} was distilled by {name}, with a teacher that reads other tokens"
+            " than the student. Only runs in which both read the same can be replayed; the rows of "
+            "its batch stand in the folder skipped/."
+        )
+    return name
 
 
 def _one_length(known: dict[str, Any]) -> dict[str, Any]:

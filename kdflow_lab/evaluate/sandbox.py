@@ -96,8 +96,7 @@ def sandbox(
         raise RunError("The captured hidden states are gone. Call lab.sandbox again.")
     capture = captures[key]
     captures.move_to_end(key)
-    cuda = job.place.device == "cuda"
-    device = torch.device(f"cuda:{job.place.rank}" if cuda else "cpu")
+    device = torch.device(job.place.torch_device)
     heads = capture.student_head.to(device), capture.teacher_head.to(device)
     looks: list[TokenLook] = []
     for start in range(0, len(capture.places), PART_TOKENS):

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdflow_lab.align.shared_vocab import shared_vocabulary
+from kdflow_lab.algorithms.across import make_across
+from kdflow_lab.align.shared_vocab import difference, shared_vocabulary
+from kdflow_lab.align.vocabulary import TokenizerPair
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.data import sources
+from kdflow_lab.data.both import tokenize_for_both
 from kdflow_lab.data.prompts import prompts, references, with_answer
-from kdflow_lab.data.tokens import TokenTable, tokenize
+from kdflow_lab.data.table import TokenTable
 from kdflow_lab.errors import DataError
 from kdflow_lab.evaluate.batches import ask, batches_of, connect, row_sums, share_of
-from kdflow_lab.evaluate.generation import generate
+from kdflow_lab.evaluate.generation import generate, stop_ids
 from kdflow_lab.load import load_model, load_tokenizer
 from kdflow_lab.losses import Head, per_token
 from kdflow_lab.rundir import RunDirectory
@@ -40,7 +43,7 @@ class _Subject:
         place = job.place
         torch.set_num_threads(place.threads)
         self.rank, self.world_size = place.rank, place.world_size
-        self.device = torch.device(f"cuda:{place.rank}" if place.device == "cuda" else "cpu")
+        self.device = torch.device(place.torch_device)
         self.dataset: Dataset = sources.load(
             job.data, split=job.split, rows=job.rows, seed=job.seed
         )
@@ -63,7 +66,7 @@ class _Subject:
             self.model,
             asked,
             pad_id=self.pad_id,
-            stop_ids=_stop_ids(self.model, self.tokenizer),
+            stop_ids=stop_ids(self.model, self.tokenizer),
             on_batch=on_batch,
             **options,
         )
@@ -85,13 +88,15 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
 
     Raises:
         DataError: No row can be scored.
-        ModelError: Model and teacher have different tokenizers.
         TransportError: The teacher failed or died.
     """
     subject = _Subject(job)
-    table, _ = tokenize(
+    pair = pair_of(subject, job)
+    table, _ = tokenize_for_both(
         subject.dataset,
         subject.tokenizer,
+        _teacher_tokenizer(job),
+        pair=pair,
         max_length=job.options["max_length"],
         truncation="error",
     )
@@ -100,7 +105,7 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
     asks = job.options["generate"] and "text" not in subject.dataset.column_names
     total = len(mine) * (2 if asks else 1)
     lines = {}
-    for row, line in _score_rows(subject, job, table):
+    for row, line in _score_rows(subject, job, table, pair):
         lines[row] = line
         on_progress(len(lines), total)
     if asks:
@@ -157,29 +162,54 @@ def write(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
 
 
 def _score_rows(
-    subject: _Subject, job: SubjectJob, table: TokenTable
+    subject: _Subject, job: SubjectJob, table: TokenTable, pair: TokenizerPair | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield this rank's rows with the sums of kl, ce and agreement over their response tokens."""
-    head, teacher_head = heads_of(subject, job)
+    head, teacher_head = heads_of(subject, job, pair)
+    across = make_across(pair, head.width, teacher_head.width)
     for batch, hidden, teacher_hidden in hidden_of_both(subject, job, table):
         labels = batch.labels.to(subject.device)
-        tokens = per_token(hidden, head, teacher_hidden, teacher_head, labels)
+        if across is None or batch.pairing is None:
+            tokens = per_token(hidden, head, teacher_hidden, teacher_head, labels)
+        else:
+            tokens = across.per_token(
+                hidden, head, teacher_hidden, teacher_head, labels, batch.pairing
+            )
         counts, summed = row_sums(batch, tokens, table)
         for place, row in enumerate(batch.data_rows):
             sums = {name: float(values[place]) for name, values in summed.items()}
             yield int(row), {"tokens": int(counts[place]), **sums}
 
 
-def heads_of(subject: _Subject, job: SubjectJob) -> tuple[Head, Head]:
-    """Return the model's head and the teacher's, both cut to the ids that the two models share.
+def pair_of(subject: _Subject, job: SubjectJob) -> TokenizerPair | None:
+    """Return the vocabularies of teacher and model; None where they have one tokenizer."""
+    theirs = _teacher_tokenizer(job)
+    different = difference(theirs, subject.tokenizer)
+    return TokenizerPair.of(theirs, subject.tokenizer) if different else None
+
+
+def _teacher_tokenizer(job: SubjectJob) -> Any:
+    return load_tokenizer(_teacher_of(job).path, trust_remote_code=job.trust_remote_code)
+
+
+def heads_of(
+    subject: _Subject, job: SubjectJob, pair: TokenizerPair | None = None
+) -> tuple[Head, Head]:
+    """Return the model's head and the teacher's, without the rows that stand for no token.
+
+    Without a `pair` both are cut to the ids that the two models share.
 
     Raises:
-        ModelError: Model and teacher have different tokenizers.
+        ModelError: Model and teacher have different tokenizers, and there is no `pair`.
     """
     teacher = _teacher_of(job)
     teacher_head = Head.from_pretrained(teacher.path, dtype=getattr(torch, teacher.dtype))
+    if pair is not None:
+        head = Head.of(subject.model)
+        head = head.cut(min(len(pair.student), head.width))
+        return head, teacher_head.to(subject.device).cut(min(len(pair.teacher), teacher_head.width))
     shared = shared_vocabulary(
-        load_tokenizer(teacher.path, trust_remote_code=job.trust_remote_code),
+        _teacher_tokenizer(job),
         subject.tokenizer,
         teacher_rows=teacher_head.weight.shape[0],
         student_rows=Head.of(subject.model).weight.shape[0],
@@ -250,10 +280,3 @@ def _judged(row: dict[str, Any], answer: str | None) -> dict[str, Any]:
         "answer": answer,
         "correct": correct,
     }
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends an answer: the tokenizer's and those of the generation config."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    ids = found if isinstance(found, list) else [found]
-    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})

@@ -7,6 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
+from kdflow_lab.transport.messages import Kind
+
 if TYPE_CHECKING:
     from kdflow_lab.data.batches import MicroBatch
     from kdflow_lab.transport.student_end import HiddenRows, StudentEnd
@@ -17,7 +21,7 @@ class TeacherFeed:
 
     While the student trains on micro-batch k, the teacher works on k+1 … k+depth: each `next` first
     fills every free slot, then waits for the oldest answer. Without a teacher (SFT) the
-    micro-batches come alone.
+    micro-batches come alone. With a `phase` the two take turns instead, since they share a GPU.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class TeacherFeed:
         *,
         ahead: bool = True,
         timeout_s: float | None = None,
+        phase: int | None = None,
     ) -> None:
         """Take the micro-batches in the plan's order; nothing is sent before the first `next`.
 
@@ -36,11 +41,15 @@ class TeacherFeed:
             ahead: False asks for a micro-batch only when it is needed: teacher and students take
                 turns instead of working at the same time (`depth=0`).
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
+            phase: Micro-batches that are asked for together, when all before are used; at most as
+                many as the ring has slots. The teacher sleeps while they are used. None does not
+                take turns.
         """
         self._batches = batches
         self._end = end
         self._ahead = ahead
-        self._timeout_s = timeout_s
+        self._phase = phase
+        self._timeout_s = timeout_s if phase is None or timeout_s is None else phase * timeout_s
         self._sent: deque[MicroBatch] = deque()
         self.wait_s = 0.0
         """Seconds spent waiting for the teacher since the last `take_times`."""
@@ -59,7 +68,10 @@ class TeacherFeed:
             if batch is None:
                 raise StopIteration
             return batch, None
-        self._fill()
+        if self._phase is None:
+            self._fill()
+        elif not self._sent:
+            self._ask_phase(self._phase)
         if not self._sent:
             raise StopIteration
         start = time.perf_counter()
@@ -70,7 +82,7 @@ class TeacherFeed:
 
     def refill(self) -> None:
         """Let the teacher go on; call it as soon as rows were released."""
-        if self._ahead:
+        if self._ahead and self._phase is None:
             self._fill()
 
     def _fill(self) -> None:
@@ -79,14 +91,29 @@ class TeacherFeed:
             batch = next(self._batches, None)
             if batch is None:
                 return
-            self._end.submit(
-                step=batch.step,
-                index=batch.index,
-                input_ids=batch.input_ids,
-                cu_seqlens=batch.cu_seqlens,
-                rows=batch.rows,
-            )
-            self._sent.append(batch)
+            self._ask(self._end, batch, Kind.REQUEST)
+
+    def _ask_phase(self, most: int) -> None:
+        """Send the micro-batches of the next phase, and leave this GPU's memory to the teacher."""
+        assert self._end is not None
+        batches: list[MicroBatch] = []
+        while len(batches) < most and (batch := next(self._batches, None)) is not None:
+            batches.append(batch)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        for number, batch in enumerate(batches, 1):
+            self._ask(self._end, batch, Kind.PHASE if number == len(batches) else Kind.HOLD)
+
+    def _ask(self, end: StudentEnd, batch: MicroBatch, kind: Kind) -> None:
+        end.submit(
+            step=batch.step,
+            index=batch.index,
+            input_ids=batch.asked.input_ids,
+            cu_seqlens=batch.asked.cu_seqlens,
+            rows=batch.asked.rows,
+            kind=kind,
+        )
+        self._sent.append(batch)
 
     def take_times(self) -> tuple[float, float]:
         """Return and reset (seconds waited, seconds the teacher computed)."""

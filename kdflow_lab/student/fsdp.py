@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,44 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
     from kdflow_lab.algorithms.base import Algorithm
+    from kdflow_lab.align.pairing import Pairing
     from kdflow_lab.config import DistillConfig
     from kdflow_lab.data.batches import MicroBatch
 
 ValueT = TypeVar("ValueT")
+
+
+class Watch(Protocol):
+    """Looks at both models' rows of a micro-batch; it must not keep them."""
+
+    def __call__(
+        self,
+        batch: MicroBatch,
+        student_hidden: Tensor,
+        student_head: Head,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        /,
+    ) -> None:
+        """Look; no collectives, since other ranks may not."""
+        ...
+
+
+class Across(Protocol):
+    """Compares a student with a teacher of another tokenizer, token by token."""
+
+    def per_token(
+        self,
+        student_hidden: Tensor,
+        student_head: Head,
+        teacher_hidden: Tensor,
+        teacher_head: Head,
+        labels: Tensor,
+        pairing: Pairing,
+        /,
+    ) -> PerToken:
+        """Look at T tokens of the student and U rows of the teacher; see `BytePrefix.per_token`."""
+        ...
 
 
 class Student:
@@ -47,7 +81,7 @@ class Student:
         mesh: DeviceMesh,
         vocab_size: int | None = None,
         trust_remote_code: bool = False,
-        beside: Callable[[int], torch.nn.Module | None] | None = None,
+        beside: Callable[[Head], torch.nn.Module | None] | None = None,
     ) -> None:
         """Load the model in float32 and shard it over the mesh.
 
@@ -57,10 +91,12 @@ class Student:
             mesh: One-dimensional; its size is the number of students.
             vocab_size: Ids of the head that exist on both sides; None keeps all.
             trust_remote_code: Passed on to `transformers`.
-            beside: Gets the student's width; makes a module that is trained as a part of it, or
-                None (`Algorithm.beside`).
+            beside: Gets the student's head while it is whole; makes a module that is trained as a
+                part of the student, or None (`Algorithm.beside`).
         """
         self.device = torch.device(mesh.device_type)
+        self.watch: Watch | None = None
+        """Looks at every micro-batch while its loss is computed, where the head is whole."""
         self.world_size = mesh.size()
         self.vocab_size = vocab_size
         model = load_model(path, trust_remote_code=trust_remote_code)
@@ -73,7 +109,7 @@ class Student:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.pad_id = model.config.pad_token_id or 0
         if beside is not None:
-            module = beside(model.get_output_embeddings().weight.shape[1])
+            module = beside(Head.of(model, vocab_size))
             if module is not None:
                 model.add_module("beside", module.to(model.device))
         layer_names = set(model._no_split_modules or [])
@@ -137,13 +173,21 @@ class Student:
         )
         if teacher_hidden is not None:
             teacher_hidden = teacher_hidden.to(self.device, non_blocking=True)
+        student_head = Head.of(model, self.vocab_size)
+        if self.watch is not None:
+            self.watch(batch, student_hidden, student_head, teacher_hidden, teacher_head)
+        more: dict[str, Any] = {} if batch.pairing is None else {"pairing": batch.pairing}
+        if getattr(algorithm, "needs_logprobs", False):
+            known = batch.logprobs
+            more["logprobs"] = None if known is None else known.to(self.device)
         return algorithm.loss(
             student_hidden,
-            Head.of(model, self.vocab_size),
+            student_head,
             teacher_hidden,
             teacher_head,
             batch.labels.to(self.device),
             num_valid_tokens=num_valid_tokens,
+            **more,
         )
 
     def look(self, batch: MicroBatch, at: Callable[[Tensor, Head], ValueT]) -> ValueT:
@@ -171,14 +215,20 @@ class Student:
                     module.reshard()
 
     def per_token(
-        self, batch: MicroBatch, teacher_hidden: Tensor | None, teacher_head: Head | None
+        self,
+        batch: MicroBatch,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        across: Across | None = None,
     ) -> PerToken:
         """Compare the student with its teacher and the labels, token by token; trains nothing.
 
         Args:
             batch: This rank's micro-batch; it may be empty.
-            teacher_hidden: Float[T, Ht], or None without a teacher.
+            teacher_hidden: Float[T, Ht] (Float[U, Ht] of another tokenizer), or None without a
+                teacher.
             teacher_head: The frozen copy of the teacher's head, or None.
+            across: Compares the tokens of two tokenizers; None if there is one.
 
         Returns:
             Float[T] each: KL(teacher || student) and cross-entropy in nats, and agreement (0 or 1).
@@ -187,7 +237,11 @@ class Student:
         def compare(student_hidden: Tensor, student_head: Head) -> PerToken:
             rows = None if teacher_hidden is None else teacher_hidden.to(self.device)
             labels = batch.labels.to(self.device)
-            return per_token(student_hidden, student_head, rows, teacher_head, labels)
+            if across is None or rows is None or teacher_head is None or batch.pairing is None:
+                return per_token(student_hidden, student_head, rows, teacher_head, labels)
+            return across.per_token(
+                student_hidden, student_head, rows, teacher_head, labels, batch.pairing
+            )
 
         return self.look(batch, compare)
 

@@ -47,7 +47,7 @@ def student_group(place: StudentPlace, *, timeout_s: float = 60.0) -> Iterator[D
     """
     before = _sockets()
     if place.device == "cuda":
-        torch.cuda.set_device(place.rank)
+        torch.cuda.set_device(place.torch_device)
     dist.init_process_group(
         # CPU tensors and objects always travel by gloo, so that rank 0 can share text on a GPU too.
         "cpu:gloo,cuda:nccl" if place.device == "cuda" else "gloo",

@@ -87,6 +87,15 @@ def test_the_same_seed_repeats_bit_for_bit(lab: kd.Lab, run: kd.Run) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
+def test_turns_change_nothing_but_the_order_of_work(lab: kd.Lab, run: kd.Run) -> None:
+    """As where teacher and students share a GPU: the last phase of this run is a short one."""
+    turns = lab.distill(**SMALL, steps=6, teacher_batches_per_phase=4, eval_every=3).wait()
+    started = _event(turns, "started")
+    assert [rank["transport"]["slots"] for rank in started["ranks"]] == [4, 4]
+    assert started["ranks"][0]["transport"]["why"] == "auto: the students compute on a CPU"
+    assert _metrics(turns)["loss"].tolist() == _metrics(run)["loss"].tolist()
+
+
 def test_two_students_learn_what_one_learns(lab_of_one: kd.Lab, run: kd.Run) -> None:
     alone = lab_of_one.distill(**SMALL, steps=6).wait()
     for column in ("loss", "kd", "ce", "grad_norm"):

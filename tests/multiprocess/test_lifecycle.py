@@ -99,6 +99,20 @@ def test_end_of_controller_or_supervisor_ends_the_lab(
     whole(run)
 
 
+def test_teacher_that_dies_while_a_run_is_paused_costs_no_student(lab: kd.Lab) -> None:
+    """Paused ranks hear that the run has failed, and leave it; their engines stay."""
+    run = training(lab, steps=6)
+    run.pause()
+    state(run, "paused")
+    before = pids(lab)
+    send(lab, "teacher")
+    assert "teacher" in fails_soon(run)
+    assert run.resume().wait(timeout=120).state == "finished"
+    after = pids(lab)
+    assert {role for role in before if before[role] != after[role]} == {"teacher"}
+    whole(run)
+
+
 @pytest.mark.usefixtures("nothing_in_shared_memory")
 def test_guardian_is_replaced_and_ends_the_lab_of_a_killed_supervisor(mortal: kd.Lab) -> None:
     run = training(mortal.up())

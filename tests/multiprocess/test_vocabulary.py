@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kdflow_lab as kd
@@ -50,8 +53,81 @@ def test_other_tokenizer_is_refused_with_the_difference(tmp_path: Path) -> None:
     file.write_text(json.dumps(description))
     with kd.Lab("zoo/teacher", str(folder), threads=1, dir=str(tmp_path / "runs")) as lab:
         with pytest.raises(RunError) as caught:
-            lab.distill(rows=16, steps=1).wait(timeout=60)
+            lab.distill(rows=16, steps=1, algorithm="vanilla_kd").wait(timeout=60)
+        crossed = lab.distill(rows=16, steps=1, batch_size=4).wait()
         alone = lab.sft(rows=16, steps=1, batch_size=4).wait()
     assert "different tokenizers" in str(caught.value)
     assert "'A'" in str(caught.value) and "'B'" in str(caught.value)
-    assert alone.state == "finished"
+    assert "byte_prefix" in str(caught.value)
+    assert crossed.state == alone.state == "finished"
+    said = [event["message"] for event in crossed.events if event["event"] == "warning"]
+    assert any("different tokenizers" in message for message in said)
+
+
+@pytest.fixture(scope="module")
+def across(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kd.Lab]:
+    """A lab whose student has another kind of tokenizer, with two workers."""
+    folder = tmp_path_factory.mktemp("across")
+    with kd.Lab(
+        "zoo/teacher", "zoo/student-unigram", students=2, threads=1, dir=str(folder)
+    ) as lab:
+        yield lab
+
+
+SHORT = {"rows": 48, "batch_size": 8, "lr": 2e-3, "kd_ratio": 0.9}
+
+
+def test_a_run_across_tokenizers_says_what_it_compares(across: kd.Lab) -> None:
+    run = across.distill(**SHORT, steps=6, eval_every=3, eval_rows=16)
+    run.wait()
+    started = next(event for event in run.events if event["event"] == "started")
+    assert started["algorithm"] == "byte_prefix"
+    aligned, mass = (run.metrics[name].to_numpy() for name in ("aligned", "teacher_mass"))
+    assert ((aligned > 0.8) & (aligned < 1)).all()
+    assert (mass <= aligned + 1e-6).all()
+    # the zoo's tokenizers cut blanks differently
+    assert (run.metrics["whitespace"].to_numpy() > 0).any()
+    scored = [event["kl"] for event in run.events if event["event"] == "evaluated"]
+    assert scored[-1] < scored[0]
+    after = across.evaluate(rows=16, model=run, generate=False)
+    assert after.kl > 0 and 0 < after.agreement < 1
+
+
+def test_probes_across_tokenizers_compare_the_answers(across: kd.Lab) -> None:
+    from kdflow_lab.evaluate.probe_file import read
+
+    run = across.distill(**SHORT, steps=60, probe_rows=2)
+    while run.step < 1:
+        time.sleep(0.05)
+    run.inspect()
+    run.wait()
+    arrays = read(sorted((run.path / "probes").glob("*.safetensors"))[-1])
+    answers = arrays["response"]
+    assert np.isnan(arrays["forward_kl"][~answers]).all()
+    assert (arrays["forward_kl"][answers] >= 0).all() and arrays["forward_kl"][answers].max() > 0
+    assert "teacher_logprob" not in arrays and len(arrays["student_logprob"]) == len(answers)
+
+
+def test_projectors_are_trained_saved_and_resumed(across: kd.Lab) -> None:
+    """`dskd` learns projectors beside the student: two halves equal one whole run."""
+    options = {**SHORT, "algorithm": "dskd", "seed": 3}
+    whole = across.distill(**options, steps=6, name="whole").wait()
+    half = across.distill(**options, steps=6, checkpoint_every=3, name="halves")
+    half.wait()
+    fork = half.fork(step=3, name="second-half")
+    fork.wait()
+    expected = whole.metrics.set_index("step")["loss"]
+    again = fork.metrics.set_index("step")["loss"]
+    assert list(again.index) == [4, 5, 6]
+    assert (again == expected.loc[again.index]).all()
+
+
+def test_the_teacher_may_read_a_hint(across: kd.Lab) -> None:
+    rows = [
+        {"prompt": f"Say {word}", "completion": word, "hint": f"Your answer is {word}. Say {word}"}
+        for word in ("one", "two", "three", "four")
+    ]
+    hinted = across.distill(data=rows, steps=2, batch_size=4, teacher_input="hint").wait()
+    plain = across.distill(data=rows, steps=2, batch_size=4).wait()
+    assert hinted.metrics["kd"].iloc[0] != plain.metrics["kd"].iloc[0]
+    assert hinted.metrics["ce"].iloc[0] == pytest.approx(plain.metrics["ce"].iloc[0], rel=1e-6)

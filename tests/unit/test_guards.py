@@ -27,7 +27,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def _guard(directory: RunDirectory, *, rank: int = 0, ranks: int = 1, most: int = 3) -> SkipGuard:
-    return SkipGuard(directory, rank=rank, ranks=ranks, most=most, row_index=ROW_INDEX)
+    return SkipGuard(directory, rank=rank, ranks=ranks, most=most)
 
 
 def _batches(*rows: list[int]) -> list[MicroBatch]:
@@ -35,7 +35,8 @@ def _batches(*rows: list[int]) -> list[MicroBatch]:
 
 
 def _skip(guard: SkipGuard, step: int, *rows: list[int]) -> bool:
-    return guard.saw(step, loss=math.nan, grad_norm=1.0, batches=_batches(*(rows or ([0, 1],))))
+    batches = _batches(*(rows or ([0, 1],)))
+    return guard.saw(step, loss=math.nan, grad_norm=1.0, batches=batches, row_index=ROW_INDEX)
 
 
 def _skipped(directory: RunDirectory) -> list[dict]:
@@ -59,7 +60,10 @@ def test_what_is_no_number_is_left_out(
     directory: RunDirectory, loss: float, grad_norm: float, is_left_out: bool
 ) -> None:
     guard = _guard(directory)
-    assert guard.saw(4, loss=loss, grad_norm=grad_norm, batches=_batches([0])) is is_left_out
+    assert (
+        guard.saw(4, loss=loss, grad_norm=grad_norm, batches=_batches([0]), row_index=ROW_INDEX)
+        is is_left_out
+    )
     assert len(_skipped(directory)) == is_left_out
     assert directory.skipped.exists() is is_left_out
 
@@ -80,7 +84,7 @@ def test_too_many_in_a_row_end_the_run(directory: RunDirectory) -> None:
     for step in (1, 2):
         _skip(guard, step)
         guard.check(step)
-    assert not guard.saw(3, loss=1.0, grad_norm=1.0, batches=[])
+    assert not guard.saw(3, loss=1.0, grad_norm=1.0, batches=[], row_index=ROW_INDEX)
     for step in (4, 5):
         _skip(guard, step)
         guard.check(step)

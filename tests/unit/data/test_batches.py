@@ -86,4 +86,4 @@ def test_table_counts_and_travels():
     again = TokenTable.from_arrays(arrays)
     assert [part.tolist() for part in again.row(1)] == [[1, 2, 3], [0, 1, 0]]
     with pytest.raises(ShapeError, match="6 mask values"):
-        TokenTable(**{**arrays, "response_mask": arrays["response_mask"][1:]})
+        TokenTable(**{**arrays, "response_mask": arrays["response_mask"][1:]})  # type: ignore[arg-type]

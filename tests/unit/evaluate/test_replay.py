@@ -75,14 +75,16 @@ def _leave_out(
     """Let every rank's guard see a loss that is no number."""
     parts = []
     for rank in range(ranks):
-        guard = SkipGuard(directory, rank=rank, ranks=ranks, most=5, row_index=table.row_index)
+        guard = SkipGuard(directory, rank=rank, ranks=ranks, most=5)
         mine = list(range(rank, ROWS, ranks))
         batches = [
             pack(table, mine[:1], step=step - 1, index=0),
             pack(table, mine[1:], step=step - 1, index=1),
             pack(table, [], step=step - 1, index=2),
         ]
-        assert guard.saw(step, loss=math.nan, grad_norm=1.0, batches=batches)
+        assert guard.saw(
+            step, loss=math.nan, grad_norm=1.0, batches=batches, row_index=table.row_index
+        )
         parts.append(batches)
     return parts
 

@@ -1,0 +1,122 @@
+"""What each step learns from: rows of the data, or rows that the student has just written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from kdflow_lab.config import DistillConfig
+from kdflow_lab.data.plan import DataPlan, StepPlan
+from kdflow_lab.data.table import TokenTable
+from kdflow_lab.errors import ConfigError
+
+
+class Lesson(NamedTuple):
+    """One step.
+
+    Attributes:
+        table: Where its rows are.
+        plan: Which of them each rank runs, in which micro-batches.
+    """
+
+    table: TokenTable
+    plan: StepPlan
+
+
+class Sizes(NamedTuple):
+    """What no micro-batch exceeds, for the ring's slots: as the teacher reads it.
+
+    Attributes:
+        tokens: Tokens that are run.
+        sequences: Rows.
+        rows: Response tokens.
+    """
+
+    tokens: int
+    sequences: int
+    rows: int
+
+
+class Lessons(Protocol):
+    """The data of a run, step by step; the same on every rank."""
+
+    sizes: Sizes
+    steps_per_epoch: float
+
+    def prepare(self, step: int) -> None:
+        """Make the lesson of step `step` (counted from 0) available; all ranks call it together."""
+        ...
+
+    def lesson(self, step: int) -> Lesson | None:
+        """Return the lesson of a step; None if it is not there yet."""
+        ...
+
+    def check(self, changes: Mapping[str, Any]) -> None:
+        """Refuse changes of options that these lessons cannot follow.
+
+        Raises:
+            ConfigError: One has no effect in this run.
+        """
+        ...
+
+    def measured(self) -> dict[str, float]:
+        """Return what the lessons add to the metrics of the step since the last call."""
+        ...
+
+    def learnt(self, step: int, kd: float) -> None:
+        """Hear that step `step` was taken, and its divergence in nats a token."""
+        ...
+
+    def saved(self, step: int) -> None:
+        """Hear that a checkpoint of so many steps was written; all ranks call it together."""
+        ...
+
+
+class DataLessons:
+    """Rows of the data in a planned order; there at any time."""
+
+    def __init__(self, table: TokenTable, config: DistillConfig, world_size: int) -> None:
+        """Plan the order of a table's rows."""
+        self.table = table
+        self.plan = plan_of(table, config, world_size, config.batch_size)
+        self.sizes = Sizes(self.plan.max_tokens(), self.plan.max_sequences(), self.plan.max_rows())
+        self.steps_per_epoch = self.plan.steps_per_epoch
+
+    def prepare(self, step: int) -> None:
+        """See `Lessons.prepare`: there is nothing to do."""
+
+    def lesson(self, step: int) -> Lesson:
+        """See `Lessons.lesson`."""
+        return Lesson(self.table, self.plan.step(step))
+
+    def check(self, changes: Mapping[str, Any]) -> None:
+        """See `Lessons.check`."""
+        if "lmbda" in changes:
+            raise ConfigError(
+                "lmbda is the on-policy share of a run's steps, and this run is off-policy. Fork "
+                "it with on_policy=True."
+            )
+
+    def measured(self) -> dict[str, float]:
+        """See `Lessons.measured`: nothing."""
+        return {}
+
+    def learnt(self, step: int, kd: float) -> None:
+        """See `Lessons.learnt`."""
+
+    def saved(self, step: int) -> None:
+        """See `Lessons.saved`."""
+
+
+def plan_of(table: TokenTable, config: DistillConfig, world_size: int, batch_size: int) -> DataPlan:
+    """Plan the rows of a table under a run's budgets."""
+    return DataPlan(
+        table.longest_lengths,
+        table.response_lengths,
+        asked_lengths=table.asked.response_lengths,
+        batch_size=batch_size,
+        world_size=world_size,
+        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_rows=config.micro_batch_rows,
+        seed=config.seed,
+    )

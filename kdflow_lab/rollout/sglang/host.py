@@ -1,0 +1,218 @@
+"""The dedicated process that holds SGLang's `Engine` and answers prompts.
+
+Run as `python -m kdflow_lab.rollout.sglang.host FD FOLDER`, as the teacher's host is; see there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdflow_lab import leftovers
+from kdflow_lab.errors import KDFlowLabError, TransportError
+from kdflow_lab.rollout import parcels
+from kdflow_lab.rollout.sglang import loader
+from kdflow_lab.teacher.sglang import arguments, wire
+from kdflow_lab.teacher.sglang.host import Guard, a_child_failed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TICK_S = 0.05
+
+
+class Refused(Exception):
+    """SGLang did not take a prompt."""
+
+
+class Desk:
+    """Turns messages into SGLang's requests. For one thread."""
+
+    def __init__(self, engine: Any, parent: wire.Channel) -> None:
+        """Serve with a started engine."""
+        self._engine = engine
+        self._parent = parent
+        self._fd = -1
+        self._ended = 0
+
+    def do(self, message: dict[str, Any], fd: int | None) -> None:
+        """Obey one message and answer it; `abort` comes too late here and has no answer."""
+        try:
+            match message["do"]:
+                case "weights":
+                    self._open(fd)
+                    self._parent.send({})
+                case "load":
+                    self._load(message)
+                    self._parent.send({})
+                case "generate":
+                    self._generate(message, fd)
+                case "abort":
+                    pass
+        except wire.Gone:
+            raise
+        except Exception as error:
+            refused = isinstance(error, Refused)
+            text = str(error)
+            if not (refused or isinstance(error, KDFlowLabError)):
+                text = f"{type(error).__name__}: {error}"
+            self._parent.send({"error": text, "refused": refused})
+
+    def _open(self, fd: int | None) -> None:
+        if fd is None:
+            raise TransportError("The weights came without their memory.")
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    def _load(self, message: dict[str, Any]) -> None:
+        path = f"/proc/{os.getpid()}/fd/{self._fd}"
+        done, why = self._engine.update_weights_from_tensor(
+            loader.message(path, message["version"], message["buffer"]), load_format=loader.PATH
+        )
+        if not done:
+            raise TransportError(f"SGLang did not load the weights: {why}")
+
+    def _generate(self, message: dict[str, Any], fd: int | None) -> None:
+        prompts = parcels.apart(parcels.unpack(message, fd))
+        run = self._engine.loop.run_until_complete
+        outputs = run(self._answers(prompts, message["sampling"])) if prompts else []
+        about, beside = parcels.pack(_arrays(outputs))
+        try:
+            self._parent.send(about, fd=beside)
+        finally:
+            os.close(beside)
+
+    async def _answers(
+        self, prompts: Sequence[NDArray], sampling: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Ask for all answers at once; SGLang batches them as they come and go."""
+        self._ended = 0
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            # all of them end before one error is raised: else the others would go on unseen
+            answers = await asyncio.gather(
+                *(self._answer(prompt.tolist(), sampling) for prompt in prompts),
+                return_exceptions=True,
+            )
+        finally:
+            watch.cancel()
+        outputs = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            outputs.append(answer)
+        return outputs
+
+    async def _answer(self, prompt: list[int], sampling: dict[str, Any]) -> dict[str, Any]:
+        try:
+            output = await self._engine.async_generate(
+                input_ids=prompt, sampling_params=dict(sampling), return_logprob=True
+            )
+        except ValueError as error:  # its tokenizer manager says so, before anything runs
+            raise Refused(f"SGLang refused a prompt: {error}") from None
+        self._ended += 1
+        return output
+
+    async def _watch(self) -> None:
+        """Say how far it is, and end everything when told to."""
+        poll, said = select.poll(), 0
+        poll.register(self._parent, select.POLLIN)
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._ended > said:
+                said = self._ended
+                self._parent.send({"ended": said})
+            if poll.poll(0):
+                self._parent.receive()  # nothing but `abort` comes now
+                self._engine.tokenizer_manager.abort_request(abort_all=True)
+
+
+def _arrays(outputs: Sequence[dict[str, Any]]) -> dict[str, NDArray]:
+    """Lay SGLang's outputs end to end.
+
+    Raises:
+        Refused: It did not take a prompt.
+    """
+    ids: list[int] = []
+    logprobs: list[float] = []
+    lengths, finished = [], []
+    for output in outputs:
+        about = output["meta_info"]
+        finish = about["finish_reason"]
+        if finish["type"] == "abort":
+            raise Refused(f"SGLang refused a prompt: {finish.get('message', 'it was aborted')}")
+        drawn = [int(one) for one in output["output_ids"]]
+        pairs = about["output_token_logprobs"]
+        if [int(pair[1]) for pair in pairs] != drawn:
+            raise TransportError("SGLang's log-probabilities are not those of its output ids.")
+        ids += drawn
+        logprobs += [float(pair[0]) for pair in pairs]
+        lengths.append(len(drawn))
+        finished.append(finish["type"] == "stop")
+    return {
+        "lengths": np.array(lengths, np.int64),
+        "finished": np.array(finished, np.bool_),
+        "ids": np.array(ids, np.int32),
+        "logprobs": np.array(logprobs, np.float32),
+    }
+
+
+def start(asked: dict[str, Any]) -> Any:
+    """Start the engine.
+
+    Raises:
+        ConfigError: SGLang has no argument of that name.
+        Exception: SGLang cannot start.
+    """
+    from sglang.srt.entrypoints.engine import Engine  # type: ignore[import-not-found]
+    from sglang.srt.server_args import ServerArgs  # type: ignore[import-not-found]
+
+    fields = list(getattr(ServerArgs, "__struct_fields__", ()))
+    fields = fields or list(getattr(ServerArgs, "__dataclass_fields__", ()))
+    arguments.check_names(asked["arguments"], fields)
+    return Engine(**asked["arguments"], custom_sigquit_handler=a_child_failed)
+
+
+def main(fd: int, folder: Path) -> None:
+    """Serve until the parent goes."""
+    parent = wire.Channel(socket.socket(fileno=fd))
+    leftovers.note(folder, os.getpid(), [])
+    # Semaphores get their names from this; children inherit it.
+    multiprocessing.current_process()._config["semprefix"] = (  # type: ignore[attr-defined]
+        leftovers.semaphore_prefix(os.getpid())
+    )
+    guard = Guard(parent, folder)
+    asked, _ = parent.receive()
+    try:
+        engine = start(asked)
+        children = guard.watch()
+        desk = Desk(engine, parent)
+        parent.send({"ready": True, "children": children})
+    except KDFlowLabError as error:
+        parent.send({"error": str(error), "kind": type(error).__name__})
+        time.sleep(0.1)
+        guard.leave(1)
+    except BaseException as error:
+        parent.send({"error": f"{type(error).__name__}: {error}", "kind": ""})
+        guard.leave(1)
+    else:
+        with contextlib.suppress(wire.Gone):
+            while True:
+                desk.do(*parent.receive())
+        guard.leave(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
