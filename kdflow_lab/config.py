@@ -319,7 +319,7 @@ class DistillConfig(StrictModel):
             )
         if "kd_ratio" not in self.model_fields_set:
             # cross-entropy on the student's own samples has no gradient in expectation, only noise
-            self.__dict__.update(kd_ratio=1.0)
+            vars(self)["kd_ratio"] = 1.0  # no assignment: that would validate again
         if self.batch_size % self.samples_per_prompt:
             raise ValueError(
                 f"batch_size={self.batch_size} answers are no whole number of prompts with "
