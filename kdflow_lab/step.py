@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from kdflow_lab.align.pairing import span_counts
+
 if TYPE_CHECKING:
     from kdflow_lab.algorithms.base import Algorithm
     from kdflow_lab.data.batches import MicroBatch
@@ -76,7 +78,7 @@ def distill_step(
         values = torch.stack([output.loss.detach(), output.ce, output.kd, output.agreement])
         if batch.labels.numel():  # an empty micro-batch has nothing to add, not even NaN
             sums[:4] += values.double().cpu()
-        for name, value in output.extra.items():
+        for name, value in {**output.extra, **_spans(batch, num_valid_tokens)}.items():
             extra[name] = extra.get(name, 0.0) + value.double().cpu()
         sums[4] += batch.input_ids.numel()
         batches.append(batch)
@@ -89,5 +91,24 @@ def distill_step(
     loss, ce, kd, agreement, total_tokens, *others = sums.tolist()
     if math.isfinite(norm) and math.isfinite(loss):
         optimizer.step()
-    measured = dict(zip(names, others, strict=True))
+    measured = _with_coverage(dict(zip(names, others, strict=True)))
     return StepResult(loss, ce, kd, agreement, measured, norm, int(total_tokens), batches)
+
+
+def _spans(batch: MicroBatch, num_valid_tokens: int) -> dict[str, Tensor]:
+    """What is aligned in a micro-batch of two tokenizers, as shares that add up over the step."""
+    if batch.pairing is None:
+        return {}
+    counted = span_counts(batch.pairing)
+    share = 1.0 / max(1, num_valid_tokens)
+    return {
+        name: torch.tensor(share * count, dtype=torch.float64) for name, count in counted.items()
+    }
+
+
+def _with_coverage(measured: dict[str, float]) -> dict[str, float]:
+    """Replace the sums of places by the share that is covered."""
+    if "places" not in measured:
+        return measured
+    places, covered = measured.pop("places"), measured.pop("covered")
+    return {**measured, "coverage": covered / places if places else 1.0}

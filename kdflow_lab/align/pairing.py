@@ -105,6 +105,49 @@ def one_to_one(found: NDArray[np.int64]) -> NDArray[np.int64]:
     return found[single][:, [0, 2]]
 
 
+def span_counts(pairing: Pairing) -> dict[str, int]:
+    """Count what is aligned in a micro-batch.
+
+    Returns:
+        `places` that either side has written, as many of them as are `covered` by spans, and the
+        student's tokens by the span that they are in: `one_to_one`, `one_to_many` (of the teacher's
+        tokens to the student's), `many_to_one`, `many_to_many`.
+    """
+    found = spans(
+        pairing.teacher_start, pairing.teacher_end, pairing.student_start, pairing.student_end
+    )
+    teacher, student = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
+    inside = pairing.student_end[found[:, 3] - 1] - pairing.student_start[found[:, 2]]
+    written = [
+        _last_of_rows(pairing.student_sample, pairing.student_start, pairing.student_end),
+        _last_of_rows(pairing.teacher_sample, pairing.teacher_start, pairing.teacher_end),
+    ]
+    rows = max(map(len, written), default=0)
+    longest = np.zeros(rows, np.int64)
+    for one in written:
+        longest[: len(one)] = np.maximum(longest[: len(one)], one)
+    kinds = {
+        "one_to_one": (teacher == 1) & (student == 1),
+        "one_to_many": (teacher == 1) & (student > 1),
+        "many_to_one": (teacher > 1) & (student == 1),
+        "many_to_many": (teacher > 1) & (student > 1),
+    }
+    counted = {name: int(student[kind].sum()) for name, kind in kinds.items()}
+    return {"places": int(longest.sum()), "covered": int(inside.sum()), **counted}
+
+
+def _last_of_rows(sample: Places, start: Places, end: Places) -> Places:
+    """Places that each row has, on one side; rows begin at the same place on both."""
+    if not len(sample):
+        return np.zeros(0, np.int64)
+    rows = int(sample.max()) + 1
+    first = np.full(rows, np.iinfo(np.int64).max)
+    last = np.zeros(rows, np.int64)
+    np.minimum.at(first, sample, start)
+    np.maximum.at(last, sample, end)
+    return np.maximum(last - np.minimum(first, last), 0)
+
+
 def covering(pairing: Pairing) -> Covering:
     """Find the teacher's token in which each student token begins.
 

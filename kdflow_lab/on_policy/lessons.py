@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from kdflow_lab.student.fsdp import Student
 
 
+SHORT_S = 0.5
+"""How long rank 0 waits for answers before the ranks meet again."""
 PINNED = 4
 """Prompts that are answered again at every checkpoint."""
 
@@ -235,16 +237,27 @@ class WrittenLessons:
             vocab_size=self._student.vocab_size,
         )
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, timeout_s: float = 0.0) -> bool:
         """Tell whether the oldest request is answered; all ranks hear the same."""
-        return share(self._end.ready() if self._leader else None)
+        return share(self._end.ready(timeout_s) if self._leader else None)
+
+    def _wait(self) -> None:
+        """Wait for the oldest request, all ranks together.
+
+        They meet now and then: in one collective the others would wait no longer than its timeout.
+        """
+        deadline = time.monotonic() + self._config.timeout_s
+        while not self._is_ready(SHORT_S):
+            if self._leader and time.monotonic() > deadline:
+                self._end.receive(0.0)  # raises, and says for what was waited
 
     def _receive(self, group: int) -> None:
         """Take a group's answers, on all ranks."""
         start = time.perf_counter()
         arrays = None
+        self._wait()
         if self._leader:
-            got = self._end.receive(self._config.timeout_s)
+            got = self._end.receive()
             self._measured["rollout_s"] += got.seconds
             table = self._writer.table(self._plan.step(group).rows, got.samples)
             arrays = {f"sample.{name}": one for name, one in to_arrays(got.samples).items()}
@@ -320,7 +333,9 @@ class WrittenLessons:
             )
             asked = [self._prompts.student.row(row)[0] for row in rows]
             self._end.submit(asked, sampling, tag="pinned")
-            arrays = to_arrays(self._end.receive(self._config.timeout_s).samples)
+        self._wait()
+        if self._leader:
+            arrays = to_arrays(self._end.receive().samples)
         return from_arrays(share_arrays(arrays))
 
 

@@ -188,14 +188,14 @@ class RolloutEnd:
         link = self._link
         return len(link.answers) + sum(one.do == "generate" for one in link.asked)
 
-    def ready(self) -> bool:
-        """Tell whether `receive` would not wait.
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        """Tell whether `receive` would not wait, after waiting for up to `timeout_s` seconds.
 
         Raises:
             TransportError: The rollout engine has died.
         """
-        link = self._link
-        while not link.answers and link.take(0):
+        link, deadline = self._link, time.monotonic() + timeout_s
+        while not link.answers and link.take(max(0.0, deadline - time.monotonic())):
             pass
         return bool(link.answers)
 

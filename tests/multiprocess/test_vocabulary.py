@@ -85,6 +85,10 @@ def test_a_run_across_tokenizers_says_what_it_compares(across: kd.Lab) -> None:
     aligned, mass = (run.metrics[name].to_numpy() for name in ("aligned", "teacher_mass"))
     assert ((aligned > 0.8) & (aligned < 1)).all()
     assert (mass <= aligned + 1e-6).all()
+    kinds = ["one_to_one", "one_to_many", "many_to_one", "many_to_many"]
+    assert np.allclose(run.metrics["coverage"], 1.0)  # every byte of these answers is in a span
+    assert np.allclose(run.metrics[kinds].sum(axis=1), 1.0, atol=1e-6)
+    assert (run.metrics["one_to_one"].to_numpy() < 1).all()
     # the zoo's tokenizers cut blanks differently
     assert (run.metrics["whitespace"].to_numpy() > 0).any()
     scored = [event["kl"] for event in run.events if event["event"] == "evaluated"]
