@@ -202,7 +202,12 @@ def test_edges_give_no_nan(name: str, params: dict[str, Any], dtype: torch.dtype
                 assert (student.grad.abs() < 1e-6).all(), what
 
 
-finite = st.floats(-20, 20, allow_nan=False, width=32)
+def sixty_fourths(most: int) -> st.SearchStrategy[float]:
+    """Numbers whose sums are exact: a shift by one neither makes nor breaks a tie."""
+    return st.integers(-64 * most, 64 * most).map(lambda count: count / 64)
+
+
+finite = sixty_fourths(20)
 pairs = st.integers(2, 6).flatmap(
     lambda width: st.tuples(
         st.lists(finite, min_size=width, max_size=width),
@@ -212,7 +217,7 @@ pairs = st.integers(2, 6).flatmap(
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs, st.floats(-100, 100), st.sampled_from([0.3, 1.0, 5.0]))
+@given(pairs, sixty_fourths(100), st.sampled_from([0.3, 1.0, 5.0]))
 def test_properties_that_hold_by_definition(pair, shift: float, temperature: float) -> None:
     student, teacher = (torch.tensor([row], dtype=torch.float64) for row in pair)
     for name, params in CASES:
