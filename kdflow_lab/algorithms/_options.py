@@ -9,7 +9,6 @@ from kdflow_lab.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
     from kdflow_lab.config import DistillConfig
 
 
@@ -45,17 +44,6 @@ def check_options(name: str, config: DistillConfig) -> None:
             f"The algorithm {name!r} has no use for kd_temperature={config.kd_temperature:g}. "
             "Leave it at 1; algorithm_params may hold one of its own."
         )
-
-
-def met(name: str, pair: TokenizerPair | None) -> TokenizerPair:
-    """The vocabularies that `meet` was given.
-
-    Raises:
-        ConfigError: It was not called.
-    """
-    if pair is None:
-        raise ConfigError(f"The algorithm {name!r} needs both vocabularies: call `meet` first.")
-    return pair
 
 
 def sizes(pairing: Pairing) -> tuple[int, int]:

@@ -115,12 +115,13 @@ def resegmented(
     Returns:
         Bool[T], among the tokens with an exact row.
     """
-    differs = np.zeros(len(labels), bool)
-    for token in np.flatnonzero((found.teacher >= 0) & found.exact).tolist():
-        theirs = int(teacher_labels[found.teacher[token]])
-        goes_to = table.goes_to(theirs, found.written[token] or b"")
-        differs[token] = goes_to >= 0 and goes_to != labels[token]
-    return differs
+    exact = (found.teacher >= 0) & found.exact
+    goes_to = np.full(len(labels), -1, np.int64)
+    goes_to[exact] = table.from_start(teacher_labels[found.teacher[exact]])
+    for token, written in enumerate(found.written):
+        if written is not None and exact[token]:
+            goes_to[token] = table.behind(int(teacher_labels[found.teacher[token]]), written)
+    return (goes_to >= 0) & (goes_to != labels)
 
 
 def _spelled_depth(

@@ -83,12 +83,14 @@ class PrefixTable:
             self._of_rest[rest] = found
         return found
 
-    def goes_to(self, token: int, written: bytes) -> int:
+    def from_start(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the mass of teacher tokens goes of which nothing is written yet."""
+        return np.append(self.student_ids, NOWHERE)[np.minimum(tokens, len(self.student_ids))]
+
+    def behind(self, token: int, written: bytes) -> int:
         """Where the mass of a teacher's token goes behind the bytes of it that are written."""
-        if token >= len(self.student_ids):
+        if token >= len(self._spelling):
             return NOWHERE
-        if not written:
-            return int(self.student_ids[token])
         return self.route(self._spelling[token][len(written) :])
 
     def within(self, written: bytes) -> Routes:

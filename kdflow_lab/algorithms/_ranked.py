@@ -11,7 +11,6 @@ import torch
 from kdflow_lab.algorithms._options import check_options, sizes
 from kdflow_lab.algorithms._trl_groups import answers
 from kdflow_lab.algorithms._without_teacher import without_teacher
-from kdflow_lab.align.pairing import spans
 from kdflow_lab.losses import LossOutput, chunked_kd_loss
 from kdflow_lab.losses._columns import WholeMap
 from kdflow_lab.losses._inputs import check_paired_inputs
@@ -21,6 +20,7 @@ from kdflow_lab.losses._trl import Hybrid, grouped_distance, merged_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdflow_lab.algorithms._crossing import Crossing
     from kdflow_lab.align.pairing import Pairing
     from kdflow_lab.align.vocabulary import TokenizerPair
     from kdflow_lab.config import DistillConfig
@@ -52,9 +52,7 @@ def first_rows(
         theirs = pairing.teacher_labels != pair.teacher.roles.get("eos", -1)
     rows = np.full(len(labels), -1, np.int64)
     if align == "spans":
-        found = spans(
-            pairing.teacher_start, pairing.teacher_end, pairing.student_start, pairing.student_end
-        )
+        found = pairing.spans
         found = found[ours[found[:, 2]] & theirs[found[:, 0]]]
         student = pair.student.widths[labels], pairing.student_start, pairing.student_end
         spelled = pair.teacher.widths[pairing.teacher_labels]
@@ -82,10 +80,7 @@ def _with_silent(
 
 
 def ranked_loss(
-    name: str,
-    config: DistillConfig,
-    params: dict[str, Any],
-    pair: TokenizerPair,
+    algorithm: Crossing,
     function: Callable[[Tensor, Tensor], Tensor],
     counterpart: Tensor,
     hybrid: Hybrid | None,
@@ -99,10 +94,7 @@ def ranked_loss(
     """The loss of `uld` or `gold`.
 
     Args:
-        name: Of the algorithm.
-        config: Of the run.
-        params: Of the algorithm.
-        pair: Both vocabularies.
+        algorithm: Which of them; its options, parameters and vocabularies are read.
         function: Of the student's and the teacher's logits, to one value a token.
         counterpart: Int64[X], the student's id of each of the teacher's, -1 for none.
         hybrid: For TRL's variant of `gold`.
@@ -112,7 +104,8 @@ def ranked_loss(
         num_valid_tokens: Of the whole global batch.
         pairing: Where the tokens lie.
     """
-    check_options(name, config)
+    config, params = algorithm.config, algorithm.params
+    check_options(algorithm.name, config)
     (student_hidden, student_head), (teacher_hidden, teacher_head) = student, teacher
     if teacher_hidden is None or teacher_head is None:
         return without_teacher(config, student_hidden, student_head, labels, num_valid_tokens)
@@ -125,7 +118,11 @@ def ranked_loss(
             labels, num_valid_tokens, pairing,
         )  # fmt: skip
     rows = first_rows(
-        pair, pairing, labels.cpu().numpy(), align=params["align"], skip_eos=params["skip_eos"]
+        algorithm.pair,
+        pairing,
+        labels.cpu().numpy(),
+        align=params["align"],
+        skip_eos=params["skip_eos"],
     )
     output = paired_kd_loss(
         student_hidden,

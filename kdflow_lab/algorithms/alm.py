@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kdflow_lab.algorithms._options import check_options, own_params, sizes
+from kdflow_lab.algorithms._crossing import Crossing
+from kdflow_lab.algorithms._options import check_options, sizes
 from kdflow_lab.algorithms._without_teacher import without_teacher
-from kdflow_lab.align.pairing import spans
 from kdflow_lab.errors import ShapeError
 from kdflow_lab.losses import per_token
 from kdflow_lab.losses._chunked import Work, walked_loss
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
-    from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head, LossOutput
 
 
-class ALM:
+class ALM(Crossing):
     """Compares the likelihoods of pieces: the smallest spans of text that both sides delimit.
 
     A piece's likelihood is the product of its realised tokens' probabilities. Only these count, not
@@ -43,25 +41,7 @@ class ALM:
     Source: approximate likelihood matching, arXiv:2503.20083.
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
-
-    def __init__(self, config: DistillConfig) -> None:
-        """Keep the config; see `Algorithm`.
-
-        Raises:
-            ConfigError: An option means nothing here.
-        """
-        self.config = config
-        self.params = own_params("alm", config)
-
-    def meet(
-        self,
-        pair: TokenizerPair,
-        student_head_rows: int | None = None,
-        teacher_head_rows: int | None = None,
-    ) -> None:
-        """Nothing is needed of the vocabularies."""
+    name = "alm"
 
     def loss(
         self,
@@ -81,7 +61,7 @@ class ALM:
             ShapeError: Rows, hidden sizes or ids do not fit.
         """
         config = self.config
-        check_options("alm", config)
+        check_options(self.name, config)
         if teacher_hidden is None or teacher_head is None:
             return without_teacher(config, student_hidden, student_head, labels, num_valid_tokens)
         check_paired_inputs(
@@ -96,9 +76,7 @@ class ALM:
         chunk = config.chunk_tokens
         ln_q = -per_token(student_hidden, student_head, None, None, labels, chunk_tokens=chunk).ce
         ln_p = -per_token(teacher_hidden, teacher_head, None, None, theirs, chunk_tokens=chunk).ce
-        found = spans(
-            pairing.teacher_start, pairing.teacher_end, pairing.student_start, pairing.student_end
-        )
+        found = pairing.spans
         share = 1.0 / max(1, num_valid_tokens)
         pieces = _pieces(found[:, 2:], len(ln_q)), _pieces(found[:, :2], len(ln_p))
         kd, of_token = self._pieces_loss(ln_q, ln_p, pieces, len(found))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from kdflow_lab.algorithms._options import met, own_params, sizes
+from kdflow_lab.algorithms._crossing import Crossing
+from kdflow_lab.algorithms._options import sizes
 from kdflow_lab.algorithms._prefix_rows import PrefixRows, prefix_rows, resegmented
 from kdflow_lab.algorithms._prefixes import PrefixTable
 from kdflow_lab.algorithms._without_teacher import without_teacher
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
 
     from kdflow_lab.align.pairing import Pairing
     from kdflow_lab.align.vocabulary import TokenizerPair
-    from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head
 
 
-class BytePrefix:
+class BytePrefix(Crossing):
     """The teacher's distribution, moved to the student tokens that spell the same bytes.
 
     A student token is compared with the teacher's row of the token in which it begins: both models
@@ -69,22 +70,7 @@ class BytePrefix:
     Source: byte-prefix marginalisation, arXiv:2607.22334 (from its abstract).
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
-
-    def __init__(self, config: DistillConfig) -> None:
-        """Keep the config; see `Algorithm`.
-
-        Raises:
-            ConfigError: A parameter is unknown or out of range.
-        """
-        self.config = config
-        self.params = own_params("byte_prefix", config)
-        self._pair: TokenizerPair | None = None
-        self._tables: dict[tuple[int, int], PrefixTable] = {}
-        self._columns: dict[tuple[int, int, torch.device], Tensor] = {}
-        self._candidates: dict[tuple[bytes, torch.device], Candidates] = {}
-        self._blank: np.ndarray | None = None
+    name = "byte_prefix"
 
     def meet(
         self,
@@ -93,13 +79,7 @@ class BytePrefix:
         teacher_head_rows: int | None = None,
     ) -> None:
         """Take both vocabularies; with the rows of the heads, make the tables now."""
-        self._pair = pair
-        for made in (self._tables, self._columns, self._candidates):
-            made.clear()
-        if self.params["mask_whitespace"]:
-            self._blank = np.array(
-                [bool(one) and one.isspace() for one in pair.student.token_bytes]
-            )
+        super().meet(pair)
         if student_head_rows is not None and teacher_head_rows is not None:
             self._table(student_head_rows, teacher_head_rows)
 
@@ -199,16 +179,16 @@ class BytePrefix:
         pairing: Pairing,
     ) -> tuple[PrefixRows, PrefixMap]:
         """Check the inputs, find every token's row, and how its target is made."""
-        pair = met("byte_prefix", self._pair)
         check_paired_inputs(
             student_hidden, student_head, teacher_hidden, teacher_head, labels, sizes(pairing)
         )
+        tokens = labels.cpu().numpy()
         found = prefix_rows(
-            pair, pairing, labels.cpu().numpy(), rows=self.params["rows"], blank=self._blank
+            self.pair, pairing, tokens, rows=self.params["rows"], blank=self._blank()
         )
         table = self._table(student_head.width, teacher_head.width)
         if self.params["mask_resegmented"]:
-            elsewhere = resegmented(table, found, pairing.teacher_labels, labels.cpu().numpy())
+            elsewhere = resegmented(table, found, pairing.teacher_labels, tokens)
             teacher = np.where(elsewhere, -1, found.teacher)
             found = found._replace(
                 teacher=teacher, exact=found.exact & ~elsewhere, resegmented=elsewhere
@@ -224,36 +204,39 @@ class BytePrefix:
     def _table(self, student_width: int, teacher_width: int) -> PrefixTable:
         """The table for heads of these widths, made at the first call."""
         widths = student_width, teacher_width
-        if widths not in self._tables:
-            self._tables[widths] = PrefixTable(met("byte_prefix", self._pair), *widths)
-        return self._tables[widths]
+        return self.kept(("table", *widths), lambda: PrefixTable(self.pair, *widths))
+
+    def _blank(self) -> np.ndarray | None:
+        """Bool[V], by the student's id whether it writes white space alone; None: all count."""
+        if not self.params["mask_whitespace"]:
+            return None
+        spelled = self.pair.student.token_bytes
+        return self.kept("blank", lambda: np.array([bool(s) and s.isspace() for s in spelled]))
 
     def _columns_on(self, student_width: int, teacher_width: int, device: torch.device) -> Tensor:
         """Where each teacher token's mass goes at depth 0, Int64[X]; V for nowhere."""
-        key = student_width, teacher_width, device
-        if key not in self._columns:
-            ids = self._table(student_width, teacher_width).student_ids
-            self._columns[key] = _to(ids, student_width, device)
-        return self._columns[key]
+        table = self._table(student_width, teacher_width)
+        key = "columns", student_width, teacher_width, device
+        return self.kept(key, lambda: _to(table.student_ids, student_width, device))
 
     def _inside(
         self, table: PrefixTable, found: PrefixRows, student_width: int, device: torch.device
     ) -> list[Candidates | None]:
         """The candidates of every token whose teacher token has written bytes."""
-        inside: list[Candidates | None] = []
-        for written in found.written:
-            if written is None:
-                inside.append(None)
-                continue
-            key = written, device
-            if key not in self._candidates:
-                routes = table.within(written)
-                self._candidates[key] = Candidates(
-                    torch.from_numpy(routes.teacher_ids).to(device),
-                    _to(routes.student_ids, student_width, device),
-                )
-            inside.append(self._candidates[key])
-        return inside
+
+        def candidates(written: bytes) -> Candidates:
+            routes = table.within(written)
+            return Candidates(
+                torch.from_numpy(routes.teacher_ids).to(device),
+                _to(routes.student_ids, student_width, device),
+            )
+
+        return [
+            None
+            if written is None
+            else self.kept((written, student_width, device), partial(candidates, written))
+            for written in found.written
+        ]
 
 
 def _to(student_ids: np.ndarray, student_width: int, device: torch.device) -> Tensor:

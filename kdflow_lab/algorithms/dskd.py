@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from kdflow_lab.algorithms._attention import attend
-from kdflow_lab.algorithms._options import met, own_params, sizes
+from kdflow_lab.algorithms._crossing import Crossing
+from kdflow_lab.algorithms._options import sizes
 from kdflow_lab.algorithms._shared_ids import shared_ids
 from kdflow_lab.algorithms._without_teacher import without_teacher
 from kdflow_lab.algorithms.simple_ctkd import paired_rows
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
     from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head
 
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
     counts: tuple[int, int]
 
 
-class DSKD:
+class DSKD(Crossing):
     """kd = CE(t2s, target) + divergence(student, t2s) + divergence(s2t, teacher).
 
     t2s are the teacher's rows, projected and put through the student's head (as it is, without a
@@ -92,8 +92,7 @@ class DSKD:
     Source: DSKD v2, arXiv:2504.11426 (eta); DSKD, arXiv:2406.17328 (cma).
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
+    name = "dskd"
 
     def __init__(self, config: DistillConfig) -> None:
         """Keep the config; see `Algorithm`.
@@ -101,26 +100,13 @@ class DSKD:
         Raises:
             ConfigError: An option means nothing here, or `topk_vocab` is 0.
         """
-        self.config = config
-        self.params = own_params("dskd", config)
+        super().__init__(config)
         if self.params["topk_vocab"] == 0:
             raise ConfigError("dskd: topk_vocab is 0; expected -1 for all shared ids, or a number.")
         self.beside_lr: float = float(self.params["projector_lr"])
         """Learning rate of what `beside` returns."""
         self.projectors: DualProjectors | None = None
         self._started = False
-        self._pair: TokenizerPair | None = None
-        self._shared: dict[tuple[int, int, torch.device], Shared] = {}
-
-    def meet(
-        self,
-        pair: TokenizerPair,
-        student_head_rows: int | None = None,
-        teacher_head_rows: int | None = None,
-    ) -> None:
-        """Take both vocabularies."""
-        self._pair = pair
-        self._shared.clear()
 
     def beside(self, student_width: int, teacher_width: int) -> DualProjectors:
         """Make the projectors; `init_beside` gives them what they start from."""
@@ -138,10 +124,9 @@ class DSKD:
         """
         student, teacher = _weight(student_head), _weight(teacher_head)
         shared = self._shared_of(student_head, teacher_head, student.device)
-        pair = met("dskd", self._pair)
         order = shared.student_ids.argsort()
-        if not pair.same:  # special tokens share a role, but say nothing of the two spaces
-            widths = torch.from_numpy(pair.student.widths).to(student.device)
+        if not self.pair.same:  # special tokens share a role, but say nothing of the two spaces
+            widths = torch.from_numpy(self.pair.student.widths).to(student.device)
             order = order[widths[shared.student_ids[order]] > 0]
         if self.params["topk_vocab"] > 0:
             order = order[: self.params["topk_vocab"]]
@@ -297,9 +282,7 @@ class DSKD:
 
     def _shared_of(self, student: Head, teacher: Head, device: torch.device) -> Shared:
         key = student.width, teacher.width, device
-        if key not in self._shared:
-            self._shared[key] = shared_ids(met("dskd", self._pair), *key)
-        return self._shared[key]
+        return self.kept(key, lambda: shared_ids(self.pair, *key))
 
 
 def _frozen(head: Head) -> Head:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdflow_lab.algorithms._options import met, own_params
+from kdflow_lab.algorithms._crossing import Crossing
 from kdflow_lab.algorithms._ranked import ranked_loss
 from kdflow_lab.algorithms._shared_ids import shared_ids
 from kdflow_lab.algorithms._without_teacher import without_teacher
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
     from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head, LossOutput
 
 
-class GOLD:
+class GOLD(Crossing):
     """matched_weight * (divergence on the shared ids) + unmatched_weight * (ULD on all others).
 
     The weights are K / X and 1 - K / X for K shared ids of X of the teacher, or two numbers. The
@@ -41,8 +40,7 @@ class GOLD:
     Source: TRL 1.16, `trl/experimental/gold`.
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
+    name = "gold"
 
     def __init__(self, config: DistillConfig) -> None:
         """Keep the config; see `Algorithm`.
@@ -50,26 +48,13 @@ class GOLD:
         Raises:
             ConfigError: An option means nothing here, or only one of the two weights is given.
         """
-        self.config = config
-        self.params = own_params("gold", config)
+        super().__init__(config)
         weights = self.params["matched_weight"], self.params["unmatched_weight"]
         if (weights[0] is None) != (weights[1] is None):
             raise ConfigError(
                 f"gold: matched_weight is {weights[0]}, unmatched_weight is {weights[1]}. Give "
                 "both or neither; without them the weights follow the share of shared ids."
             )
-        self._pair: TokenizerPair | None = None
-        self._hybrids: dict[tuple[int, int, torch.device], Hybrid] = {}
-
-    def meet(
-        self,
-        pair: TokenizerPair,
-        student_head_rows: int | None = None,
-        teacher_head_rows: int | None = None,
-    ) -> None:
-        """Take both vocabularies."""
-        self._pair = pair
-        self._hybrids.clear()
 
     def loss(
         self,
@@ -92,13 +77,9 @@ class GOLD:
             return without_teacher(
                 self.config, student_hidden, student_head, labels, num_valid_tokens
             )
-        pair = met("gold", self._pair)
-        hybrid = self._hybrid(pair, student_head, teacher_head, student_hidden.device)
+        hybrid = self._hybrid(student_head, teacher_head, student_hidden.device)
         return ranked_loss(
-            "gold",
-            self.config,
-            self.params,
-            pair,
+            self,
             partial(
                 matched_and_ranked,
                 shared=hybrid.shared,
@@ -115,13 +96,12 @@ class GOLD:
             pairing=pairing,
         )
 
-    def _hybrid(
-        self, pair: TokenizerPair, student: Head, teacher: Head, device: torch.device
-    ) -> Hybrid:
+    def _hybrid(self, student: Head, teacher: Head, device: torch.device) -> Hybrid:
         """The ids of both parts and their weights for heads of these widths."""
         key = student.width, teacher.width, device
-        if key not in self._hybrids:
-            shared = shared_ids(pair, *key)
+
+        def make() -> Hybrid:
+            shared = shared_ids(self.pair, *key)
             matched, unmatched = self.params["matched_weight"], self.params["unmatched_weight"]
             if matched is None:
                 matched = len(shared.teacher_ids) / teacher.width
@@ -130,10 +110,11 @@ class GOLD:
                 _others(shared.student_ids, student.width),
                 _others(shared.teacher_ids, teacher.width),
             )
-            self._hybrids[key] = Hybrid(
+            return Hybrid(
                 shared, rest, float(self.params["beta"]), (float(matched), float(unmatched))
             )
-        return self._hybrids[key]
+
+        return self.kept(key, make)
 
 
 def _others(ids: Tensor, width: int) -> Tensor:

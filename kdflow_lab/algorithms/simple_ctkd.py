@@ -6,25 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdflow_lab.algorithms._options import met, own_params, sizes
+from kdflow_lab.algorithms._crossing import Crossing
+from kdflow_lab.algorithms._options import sizes
 from kdflow_lab.algorithms._shared_ids import shared_ids
 from kdflow_lab.algorithms._without_teacher import without_teacher
-from kdflow_lab.align.pairing import one_to_one, spans
-from kdflow_lab.losses._columns import Shared, SharedMap
+from kdflow_lab.align.pairing import one_to_one
+from kdflow_lab.losses._columns import SharedMap
 from kdflow_lab.losses._inputs import check_paired_inputs
 from kdflow_lab.losses._paired import paired_kd_loss
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
-    from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head, LossOutput
 
 
-class SimpleCTKD:
+class SimpleCTKD(Crossing):
     """The divergence on the shared ids alone, where one token stands against one token.
 
     Both distributions are renormalised on the shared ids, so that mass outside them costs nothing
@@ -37,29 +35,7 @@ class SimpleCTKD:
     Source: KDFlow v0.1.3, `simple_ctkd` (commit 3a7a21a).
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
-
-    def __init__(self, config: DistillConfig) -> None:
-        """Keep the config; see `Algorithm`.
-
-        Raises:
-            ConfigError: An option means nothing here.
-        """
-        self.config = config
-        own_params("simple_ctkd", config)
-        self._pair: TokenizerPair | None = None
-        self._shared: dict[tuple[int, int, torch.device], Shared] = {}
-
-    def meet(
-        self,
-        pair: TokenizerPair,
-        student_head_rows: int | None = None,
-        teacher_head_rows: int | None = None,
-    ) -> None:
-        """Take both vocabularies."""
-        self._pair = pair
-        self._shared.clear()
+    name = "simple_ctkd"
 
     def loss(
         self,
@@ -85,8 +61,7 @@ class SimpleCTKD:
             student_hidden, student_head, teacher_hidden, teacher_head, labels, sizes(pairing)
         )
         key = student_head.width, teacher_head.width, teacher_hidden.device
-        if key not in self._shared:
-            self._shared[key] = shared_ids(met("simple_ctkd", self._pair), *key)
+        shared = self.kept(key, lambda: shared_ids(self.pair, *key))
         rows = paired_rows(pairing)
         output = paired_kd_loss(
             student_hidden,
@@ -95,7 +70,7 @@ class SimpleCTKD:
             teacher_head,
             labels,
             teacher_rows=rows,
-            map_target=SharedMap(self._shared[key]),
+            map_target=SharedMap(shared),
             divergence=config.loss,
             params=config.loss_params,
             kd_ratio=config.kd_ratio,
@@ -110,11 +85,7 @@ class SimpleCTKD:
 
 def paired_rows(pairing: Pairing) -> np.ndarray:
     """Int64[T]: the teacher's row where one token stands against one token, else -1."""
-    found = one_to_one(
-        spans(
-            pairing.teacher_start, pairing.teacher_end, pairing.student_start, pairing.student_end
-        )
-    )
+    found = one_to_one(pairing.spans)
     rows = np.full(len(pairing.student_start), -1, np.int64)
     rows[found[:, 1]] = found[:, 0]
     return rows

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdflow_lab.algorithms._options import met, own_params
+from kdflow_lab.algorithms._crossing import Crossing
 from kdflow_lab.algorithms._ranked import ranked_loss
 from kdflow_lab.algorithms._shared_ids import counterparts
 from kdflow_lab.losses._ranked import uld
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from kdflow_lab.align.pairing import Pairing
-    from kdflow_lab.align.vocabulary import TokenizerPair
-    from kdflow_lab.config import DistillConfig
     from kdflow_lab.losses import Head, LossOutput
 
 
-class ULD:
+class ULD(Crossing):
     """Sum of the differences of both models' sorted probabilities.
 
     A baseline: it teaches how sure to be, not of what. Rows are those where both sides begin a span
@@ -31,29 +28,7 @@ class ULD:
     Source: ULD, arXiv:2402.12030; gold.md section 5 for the rows.
     """
 
-    needs_teacher = True
-    crosses_tokenizers = True
-
-    def __init__(self, config: DistillConfig) -> None:
-        """Keep the config; see `Algorithm`.
-
-        Raises:
-            ConfigError: An option means nothing here.
-        """
-        self.config = config
-        self.params = own_params("uld", config)
-        self._pair: TokenizerPair | None = None
-        self._counterparts: dict[tuple[int, int, torch.device], Tensor] = {}
-
-    def meet(
-        self,
-        pair: TokenizerPair,
-        student_head_rows: int | None = None,
-        teacher_head_rows: int | None = None,
-    ) -> None:
-        """Take both vocabularies."""
-        self._pair = pair
-        self._counterparts.clear()
+    name = "uld"
 
     def loss(
         self,
@@ -72,14 +47,15 @@ class ULD:
             ConfigError: `meet` was not called, or the teacher is missing.
             ShapeError: Rows, hidden sizes or ids do not fit.
         """
-        pair = met("uld", self._pair)
+        key = (
+            student_head.width,
+            0 if teacher_head is None else teacher_head.width,
+            student_hidden.device,
+        )
         return ranked_loss(
-            "uld",
-            self.config,
-            self.params,
-            pair,
+            self,
             uld,
-            self._counterpart(pair, student_head, teacher_head, student_hidden.device),
+            self.kept(key, lambda: counterparts(self.pair, *key)),
             None,
             student=(student_hidden, student_head),
             teacher=(teacher_hidden, teacher_head),
@@ -87,12 +63,3 @@ class ULD:
             num_valid_tokens=num_valid_tokens,
             pairing=pairing,
         )
-
-    def _counterpart(
-        self, pair: TokenizerPair, student: Head, teacher: Head | None, device: torch.device
-    ) -> Tensor:
-        """Int64[X]: the student's id of each of the teacher's, -1 for none."""
-        key = student.width, 0 if teacher is None else teacher.width, device
-        if key not in self._counterparts:
-            self._counterparts[key] = counterparts(pair, *key)
-        return self._counterparts[key]

@@ -10,6 +10,7 @@ next, and the rows of data begin at the same place on both sides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Places = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pairing:
     """Where the response tokens of a micro-batch lie, on both sides.
 
@@ -39,6 +40,11 @@ class Pairing:
     student_sample: NDArray[np.int64]
     teacher_sample: NDArray[np.int64]
     teacher_labels: NDArray[np.int64]
+
+    @cached_property
+    def spans(self) -> NDArray[np.int64]:
+        """Int64[n, 4], see `spans`."""
+        return spans(self.teacher_start, self.teacher_end, self.student_start, self.student_end)
 
 
 class Covering(NamedTuple):
@@ -113,9 +119,7 @@ def span_counts(pairing: Pairing) -> dict[str, int]:
         student's tokens by the span that they are in: `one_to_one`, `one_to_many` (of the teacher's
         tokens to the student's), `many_to_one`, `many_to_many`.
     """
-    found = spans(
-        pairing.teacher_start, pairing.teacher_end, pairing.student_start, pairing.student_end
-    )
+    found = pairing.spans
     teacher, student = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
     inside = pairing.student_end[found[:, 3] - 1] - pairing.student_start[found[:, 2]]
     written = [
