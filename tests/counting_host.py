@@ -77,4 +77,4 @@ if __name__ == "__main__":
     import counting_host
 
     host.factory = counting_host.factory
-    host.main(int(sys.argv[1]), Path(sys.argv[2]))
+    host.serve(int(sys.argv[1]), Path(sys.argv[2]), host.begin)

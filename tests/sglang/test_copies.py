@@ -24,7 +24,7 @@ def counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = [str(Path(counting_host.__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
     monkeypatch.setenv(counting_host.FILE, str(tmp_path / "counts.jsonl"))
-    monkeypatch.setattr(process, "HOST", counting_host.__name__)
+    monkeypatch.setattr(process.EngineProcess, "host", counting_host.__name__)
     return tmp_path / "counts.jsonl"
 
 

@@ -6,25 +6,20 @@ Run as `python -m kdflow_lab.rollout.sglang.host FD FOLDER`, as the teacher's ho
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing
 import os
 import select
-import socket
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdflow_lab import leftovers
 from kdflow_lab.errors import KDFlowLabError, TransportError
 from kdflow_lab.rollout import parcels
 from kdflow_lab.rollout.sglang import loader
-from kdflow_lab.teacher.sglang import arguments, wire
-from kdflow_lab.teacher.sglang.host import Guard, a_child_failed
+from kdflow_lab.teacher.sglang import wire
+from kdflow_lab.teacher.sglang.host import Guard, make_engine, serve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,50 +164,20 @@ def _arrays(outputs: Sequence[dict[str, Any]]) -> dict[str, NDArray]:
     }
 
 
-def start(asked: dict[str, Any]) -> Any:
-    """Start the engine.
+def begin(
+    asked: dict[str, Any], parent: wire.Channel, guard: Guard
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Start the engine, and its desk; see `kdflow_lab.teacher.sglang.host.serve`."""
+    engine = make_engine(asked["arguments"])
+    children = guard.watch()
+    desk = Desk(engine, parent)
 
-    Raises:
-        ConfigError: SGLang has no argument of that name.
-        Exception: SGLang cannot start.
-    """
-    from sglang.srt.entrypoints.engine import Engine  # type: ignore[import-not-found]
-    from sglang.srt.server_args import ServerArgs  # type: ignore[import-not-found]
+    def obey() -> None:
+        while True:
+            desk.do(*parent.receive())
 
-    fields = list(getattr(ServerArgs, "__struct_fields__", ()))
-    fields = fields or list(getattr(ServerArgs, "__dataclass_fields__", ()))
-    arguments.check_names(asked["arguments"], fields)
-    return Engine(**asked["arguments"], custom_sigquit_handler=a_child_failed)
-
-
-def main(fd: int, folder: Path) -> None:
-    """Serve until the parent goes."""
-    parent = wire.Channel(socket.socket(fileno=fd))
-    leftovers.note(folder, os.getpid(), [])
-    # Semaphores get their names from this; children inherit it.
-    multiprocessing.current_process()._config["semprefix"] = (  # type: ignore[attr-defined]
-        leftovers.semaphore_prefix(os.getpid())
-    )
-    guard = Guard(parent, folder)
-    asked, _ = parent.receive()
-    try:
-        engine = start(asked)
-        children = guard.watch()
-        desk = Desk(engine, parent)
-        parent.send({"ready": True, "children": children})
-    except KDFlowLabError as error:
-        parent.send({"error": str(error), "kind": type(error).__name__})
-        time.sleep(0.1)
-        guard.leave(1)
-    except BaseException as error:
-        parent.send({"error": f"{type(error).__name__}: {error}", "kind": ""})
-        guard.leave(1)
-    else:
-        with contextlib.suppress(wire.Gone):
-            while True:
-                desk.do(*parent.receive())
-        guard.leave(0)
+    return {"children": children}, obey
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    serve(int(sys.argv[1]), Path(sys.argv[2]), begin)

@@ -5,85 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdflow_lab.errors import DataError, ModelError
-from kdflow_lab.processes import MARKER
 from kdflow_lab.rollout import parcels
 from kdflow_lab.teacher.sglang import wire
-from kdflow_lab.teacher.sglang.process import EngineProcess, environment_of
+from kdflow_lab.teacher.sglang.process import EngineProcess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOST = "kdflow_lab.rollout.sglang.host"
-LOG = "sglang-rollout.log"
 TICK_S = 0.1
 """How often the one who waits for answers is asked whether it still does."""
 
 
 class RolloutProcess(EngineProcess):
-    """As the teacher's, with another program and log."""
+    """As the teacher's, with another program; it starts from a model without stop ids."""
 
-    def __init__(
-        self,
-        asked: dict[str, Any],
-        *,
-        device: str,
-        threads: int | None,
-        on_death: Callable[[str], None],
-    ) -> None:
-        """See `EngineProcess`; `folder` is where files of this process may lie."""
-        self._on_death = on_death
-        self._stopping = False
-        self._lock = threading.Lock()
-        lab = os.environ.get(MARKER)
-        self._own_folder = lab is None or not Path(lab).is_dir()
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="kdflow-sglang-") if self._own_folder else str(lab)
-        )
-        self._log = self._folder / LOG
+    host = "kdflow_lab.rollout.sglang.host"
+    log = "sglang-rollout.log"
+    what = "the rollout engine"
+    option = "rollout_backend"
+    # log-probabilities of the model itself, whatever the temperature
+    environment: ClassVar[dict[str, str]] = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
+
+    def _before_start(self, asked: dict[str, Any]) -> None:
+        """Take the stop ids away."""
         self._model = Path(tempfile.mkdtemp(prefix="rollout-model-", dir=self._folder))
         arguments = asked["arguments"]
         arguments["model_path"] = without_stops(Path(arguments["model_path"]), self._model)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = environment_of(arguments, device=device, threads=threads)
-        # log-probabilities of the model itself, whatever the temperature
-        environment["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "1"
-        with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", HOST, str(theirs.fileno()), str(self._folder)],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
-        self._channel = wire.Channel(ours)
-        try:
-            self._channel.send({**asked, "threads": threads})
-            self.about = self._ready()
-        except ModelError as error:
-            self.stop()
-            raise ModelError(
-                str(error)
-                .replace("this teacher", "the rollout engine")
-                .replace("teacher_backend", "rollout_backend")
-            ) from None
-        except BaseException:
-            self.stop()
-            raise
-        threading.Thread(target=self._watch, name="sglang", daemon=True).start()
 
     def generate(
         self,

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,27 +190,77 @@ def start(asked: dict[str, Any], hooks: Hooks) -> Any:
         ConfigError: SGLang has no argument of that name.
         Exception: SGLang cannot start.
     """
-    from sglang.srt.entrypoints.engine import Engine  # type: ignore[import-not-found]
-    from sglang.srt.server_args import ServerArgs  # type: ignore[import-not-found]
-
-    fields = list(getattr(ServerArgs, "__struct_fields__", ()))
-    fields = fields or list(getattr(ServerArgs, "__dataclass_fields__", ()))
-    arguments.check_names(asked["arguments"], fields)
     hook = {
         "name": "kdflow",
         "target_modules": ["logits_processor", "*.logits_processor"],
         "hook_factory": f"{factory.__module__}:{factory.__name__}",
         "config": {"socket": hooks.name, "threads": asked["threads"]},
     }
-    return Engine(**asked["arguments"], forward_hooks=[hook], custom_sigquit_handler=a_child_failed)
+    return make_engine(asked["arguments"], forward_hooks=[hook])
+
+
+def make_engine(asked: dict[str, Any], **ours: Any) -> Any:
+    """Make SGLang's engine.
+
+    Args:
+        asked: Of its `ServerArgs`, some by a user.
+        **ours: More of them.
+
+    Raises:
+        ConfigError: SGLang has no argument of that name.
+        Exception: SGLang cannot start.
+    """
+    from sglang.srt.entrypoints.engine import Engine  # type: ignore[import-not-found]
+    from sglang.srt.server_args import ServerArgs  # type: ignore[import-not-found]
+
+    fields = list(getattr(ServerArgs, "__struct_fields__", ()))
+    fields = fields or list(getattr(ServerArgs, "__dataclass_fields__", ()))
+    arguments.check_names(asked, fields)
+    return Engine(**asked, **ours, custom_sigquit_handler=a_child_failed)
 
 
 def a_child_failed(*_: Any) -> None:
     """Take SIGQUIT while SGLang starts: `Engine` raises then; SGLang's handler would kill us."""
 
 
-def main(fd: int, folder: Path) -> None:
-    """Serve until the parent goes or says stop."""
+def begin(
+    asked: dict[str, Any], parent: wire.Channel, guard: Guard
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Start the engine, and its desk; see `serve`."""
+    hooks = Hooks()
+    engine = start(asked, hooks)
+    children = guard.watch()
+    # SGLang's code is imported by the scheduler too; here it was imported by `start`.
+    from kdflow_lab.teacher.sglang.desk import Desk
+
+    desk = Desk(engine, hooks)
+
+    def obey() -> None:
+        while True:
+            message, fd_beside = parent.receive()
+            if message["do"] == "stop":
+                return
+            if (answer := desk.do(message, fd_beside)) is not None:
+                parent.send(answer)
+
+    return {"children": children, **desk.describe()}, obey
+
+
+def serve(
+    fd: int,
+    folder: Path,
+    begin: Callable[
+        [dict[str, Any], wire.Channel, Guard], tuple[dict[str, Any], Callable[[], None]]
+    ],
+) -> None:
+    """Start SGLang, say so, and obey until the parent goes or says stop.
+
+    Args:
+        fd: Of the connection to the parent.
+        folder: Where is noted what has to be removed.
+        begin: Gets the parent's first message, the connection and the guard, which it lets watch
+            the engine; returns what is to be said of the engine, and what obeys the parent.
+    """
     parent = wire.Channel(socket.socket(fileno=fd))
     leftovers.note(folder, os.getpid(), [])
     # Semaphores get their names from this; children inherit it.
@@ -218,15 +269,9 @@ def main(fd: int, folder: Path) -> None:
     )
     guard = Guard(parent, folder)
     asked, _ = parent.receive()
-    hooks = Hooks()
     try:
-        engine = start(asked, hooks)
-        children = guard.watch()
-        # SGLang's code is imported by the scheduler too; here it was imported by `start`.
-        from kdflow_lab.teacher.sglang.desk import Desk
-
-        desk = Desk(engine, hooks)
-        parent.send({"ready": True, "children": children, **desk.describe()})
+        about, obey = begin(asked, parent, guard)
+        parent.send({"ready": True, **about})
     except KDFlowLabError as error:
         parent.send({"error": str(error), "kind": type(error).__name__})
         time.sleep(0.1)
@@ -236,14 +281,9 @@ def main(fd: int, folder: Path) -> None:
         guard.leave(1)
     else:
         with contextlib.suppress(wire.Gone):
-            while True:
-                message, fd_beside = parent.receive()
-                if message["do"] == "stop":
-                    break
-                if (answer := desk.do(message, fd_beside)) is not None:
-                    parent.send(answer)
+            obey()
         guard.leave(0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    serve(int(sys.argv[1]), Path(sys.argv[2]), begin)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kdflow_lab import errors, leftovers
 from kdflow_lab.errors import ConfigError, KDFlowLabError, ModelError
@@ -22,8 +22,6 @@ from kdflow_lab.processes import MARKER
 from kdflow_lab.teacher.sglang import versions, wire
 from kdflow_lab.teacher.sglang.reasons import reason_in, tail
 
-HOST = "kdflow_lab.teacher.sglang.host"
-LOG = "sglang.log"
 STOP_S = 5.0
 
 
@@ -32,7 +30,20 @@ class EngineProcess:
 
     It inherits the lab's marker, so that whoever ends the lab finds it and all its children. When
     this process ends in whatever way, its connection breaks and it ends itself.
+
+    Attributes:
+        host: The module that runs in it.
+        log: Name of its log.
+        what: That SGLang is there for, in errors.
+        option: Of the lab, that names another backend.
+        environment: What its environment has more than `environment_of` says.
     """
+
+    host = "kdflow_lab.teacher.sglang.host"
+    log = "sglang.log"
+    what = "this teacher"
+    option = "teacher_backend"
+    environment: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -64,13 +75,15 @@ class EngineProcess:
         self._folder = Path(
             tempfile.mkdtemp(prefix="kdflow-sglang-") if self._own_folder else str(lab)
         )
-        self._log = self._folder / LOG
+        self._log = self._folder / self.log
+        self._before_start(asked)
+        environment = environment_of(asked["arguments"], device=device, threads=threads, gpus=gpus)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", HOST, str(theirs.fileno()), str(self._folder)],
+                [sys.executable, "-P", "-m", self.host, str(theirs.fileno()), str(self._folder)],
                 pass_fds=[theirs.fileno()],
-                env=environment_of(asked["arguments"], device=device, threads=threads, gpus=gpus),
+                env=environment | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -86,6 +99,9 @@ class EngineProcess:
             self.stop()
             raise
         threading.Thread(target=self._watch, name="sglang", daemon=True).start()
+
+    def _before_start(self, asked: dict[str, Any]) -> None:
+        """Change what is asked, once there is a folder for files."""
 
     def call(self, message: dict[str, Any], *, fd: int | None = None) -> dict[str, Any]:
         """Send a message and wait for its answer.
@@ -143,8 +159,8 @@ class EngineProcess:
         why = reason_in(tail(self._log)) or answer["error"]
         where = "" if self._own_folder else f" SGLang's log: {self._log}."
         raise ModelError(
-            f"SGLang cannot start this teacher: {why.rstrip('.')}. "
-            f"teacher_backend='transformers' does not need it.{where}"
+            f"SGLang cannot start {self.what}: {why.rstrip('.')}. "
+            f"{self.option}='transformers' does not need it.{where}"
         )
 
     def _watch(self) -> None:
