@@ -7,7 +7,8 @@ is one `ConfigError` in words, with the nearest right name, raised before anythi
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import os
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -125,6 +126,12 @@ class LabConfig(StrictModel):
     """How long an active run goes on when no kernel is attached any more."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along. Only for models you trust."""
+
+    @pydantic.field_validator("teacher", "student", "dir", mode="before")
+    @classmethod
+    def _path_as_text(cls, path: Any) -> Any:
+        is_path = isinstance(path, os.PathLike)
+        return os.fspath(cast("os.PathLike[str]", path)) if is_path else path
 
     @pydantic.model_validator(mode="after")
     def _placed(self) -> LabConfig:

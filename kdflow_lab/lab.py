@@ -60,11 +60,7 @@ class Lab:
         """
         if "KDFLOW_RUNS" in os.environ:
             options.setdefault("dir", os.environ["KDFLOW_RUNS"])
-        paths = {"teacher": teacher, "student": student, **options}
-        for name in {"teacher", "student", "dir"} & set(paths):
-            if isinstance(paths[name], os.PathLike):
-                paths[name] = os.fspath(paths[name])
-        config = LabConfig.parse(**paths)
+        config = LabConfig.parse(teacher=teacher, student=student, **options)
         names = {"teacher": pin_name(config.teacher), "student": pin_name(config.student)}
         self.config = config.model_copy(update=names)
         self.dir = Path(self.config.dir).expanduser().absolute()

@@ -79,7 +79,11 @@ def meeting(job: TrainJob, asked: str) -> Meeting:
     name = DEFAULT_ALGORITHMS[bool(differs)] if asked == "auto" else asked
     if not algorithms.crosses_tokenizers(name):
         shared = shared_vocabulary(
-            theirs, ours, teacher_rows=teacher_rows, student_rows=student_rows
+            theirs,
+            ours,
+            teacher_rows=teacher_rows,
+            student_rows=student_rows,
+            differs=differs,
         )
         return Meeting(name, shared.size, shared.size, note=shared.note)
     pair = TokenizerPair.of(theirs, ours)

@@ -35,7 +35,12 @@ class SharedVocabulary:
 
 
 def shared_vocabulary(
-    teacher_tokenizer: Any, student_tokenizer: Any, *, teacher_rows: int, student_rows: int
+    teacher_tokenizer: Any,
+    student_tokenizer: Any,
+    *,
+    teacher_rows: int,
+    student_rows: int,
+    differs: str | None = None,
 ) -> SharedVocabulary:
     """Compare two tokenizers id by id.
 
@@ -44,11 +49,14 @@ def shared_vocabulary(
         student_tokenizer: Likewise.
         teacher_rows: Rows of the teacher's head, padding included.
         student_rows: Rows of the student's head.
+        differs: What `difference` said of the two, if it was asked already.
 
     Raises:
         ModelError: The tokenizers differ; the message shows the first difference.
     """
-    if differs := difference(teacher_tokenizer, student_tokenizer):
+    if differs is None:
+        differs = difference(teacher_tokenizer, student_tokenizer)
+    if differs:
         raise ModelError(
             f"Teacher and student have different tokenizers: {differs}. Their token ids do not "
             "mean the same, so the teacher cannot mark the student's tokens one by one. Take an "

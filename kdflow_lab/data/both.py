@@ -105,11 +105,8 @@ def _check_same_answers(table: TokenTable, teacher_table: TokenTable) -> None:
     same = np.array_equal(table.response_lengths, teacher_table.response_lengths)
     if same and np.array_equal(answers(table), answers(teacher_table)):
         return
-    row = next(
-        number
-        for number in range(len(table))
-        if not np.array_equal(_by_row(table)[number], _by_row(teacher_table)[number])
-    )
+    sides = zip(_by_row(table), _by_row(teacher_table), strict=True)
+    row = next(number for number, both in enumerate(sides) if not np.array_equal(*both))
     raise DataError(
         f"Row {int(table.row_index[row])}: behind the teacher's own prompt the answer becomes "
         "other tokens. Expected the same answer on both sides. Let both prompts end alike, or use "

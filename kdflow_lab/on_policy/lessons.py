@@ -40,13 +40,13 @@ class Group:
     Attributes:
         rows: Numbers of the prompts that were asked.
         samples: By prompt, then by sample.
-        table: A row for each sample.
-        lessons: By step, as many as learn from the group.
+        numbers: By step that learns from the group: which samples, in its table's order.
+        lessons: By step, likewise.
     """
 
     rows: Sequence[int]
     samples: list[Sample]
-    table: TokenTable
+    numbers: dict[int, list[int]] = field(default_factory=dict)
     lessons: dict[int, Lesson] = field(default_factory=dict)
 
 
@@ -61,7 +61,7 @@ class WrittenLessons:
     def __init__(
         self,
         prompts: Prompts,
-        writer: Writer,
+        writer: Writer | None,
         end: RolloutEnd,
         student: Student,
         *,
@@ -77,7 +77,7 @@ class WrittenLessons:
 
         Args:
             prompts: All of them, the same on every rank.
-            writer: Makes tables of answers; used on rank 0 alone.
+            writer: Makes tables of answers; on rank 0, None on the others.
             end: To the rollout engine.
             student: Whose weights write.
             config: Sampling, schedule and budgets are read here.
@@ -256,7 +256,7 @@ class WrittenLessons:
         start = time.perf_counter()
         arrays = None
         self._wait()
-        if self._leader:
+        if self._writer is not None:
             got = self._end.receive()
             self._measured["rollout_s"] += got.seconds
             table = self._writer.table(self._plan.step(group).rows, got.samples)
@@ -267,7 +267,7 @@ class WrittenLessons:
         samples = from_arrays(_of("sample.", arrays))
         table = TokenTable.from_arrays(_of("table.", arrays))
         rows = self._plan.step(group).rows
-        made = self.groups[group] = Group(rows, samples, table)
+        made = self.groups[group] = Group(rows, samples)
         steps = self._config.steps_per_rollout
         share_of = len(rows) // steps
         for index in range(steps):
@@ -278,6 +278,7 @@ class WrittenLessons:
             ]
             part = table.take(np.array(mine, np.int64))
             plan = plan_of(part, self._config, self._world_size, len(mine)).step(0)
+            made.numbers[group * steps + index] = mine
             made.lessons[group * steps + index] = Lesson(part, plan)
 
     # -- after every step -------------------------------------------------------------------------
@@ -305,13 +306,8 @@ class WrittenLessons:
         group = self.groups.get(self._schedule.group(step))
         if group is None:
             return []
-        share_of = len(group.rows) // self._config.steps_per_rollout
-        index = step % self._config.steps_per_rollout
-        return [
-            (int(group.rows[sample.prompt]), sample)
-            for sample in group.samples
-            if index * share_of <= sample.prompt < (index + 1) * share_of
-        ]
+        samples = [group.samples[number] for number in group.numbers[step]]
+        return [(int(group.rows[sample.prompt]), sample) for sample in samples]
 
     def pinned(self, rows: Sequence[int], version: int) -> list[Sample]:
         """Let the present weights answer some prompts greedily; all ranks call it together.

@@ -60,11 +60,12 @@ def open_lessons(
     if place.rollouts is None or job.teacher is None:
         raise RunError("An on-policy run needs a rollout engine and a teacher. Start it by a lab.")
     ours = load_tokenizer(job.student_path, trust_remote_code=trust)
-    theirs = load_tokenizer(job.teacher.path, trust_remote_code=trust)
     # two buffers where answers are written while the student learns: a sync then waits for nobody
     buffers = 2 if config.max_staleness else 1
-    watch = journal = None
+    writer = watch = journal = None
     if place.rank == 0:
+        theirs = load_tokenizer(job.teacher.path, trust_remote_code=trust)
+        writer = Writer(prompts, pair, ours, theirs, max_tokens=config.micro_batch_tokens)
         watch = Watch(max(1, config.log_rollouts), across)
         journal = Journal(
             directory,
@@ -78,7 +79,7 @@ def open_lessons(
     with RolloutEnd(place.rollouts, rank=place.rank, buffers=buffers, patience_s=patience_s) as end:
         yield WrittenLessons(
             prompts,
-            Writer(prompts, pair, ours, theirs, max_tokens=config.micro_batch_tokens),
+            writer,
             end,
             student,
             config=config,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from one_step import Case, Step, make_models, steps
+from one_step import Case, assert_same, make_models, steps
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -35,18 +34,6 @@ def taken(tmp_path_factory: pytest.TempPathFactory):
         for ranks in (1, 2)
         for key, step in zip(cases, steps(ranks, models, list(cases.values())), strict=True)
     }
-
-
-def assert_same(ours: Step, theirs: Step) -> None:
-    """1e-5 of the loss, and of each parameter's gradient relative to its largest element."""
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
-    assert ours.gradients.keys() == theirs.gradients.keys()
-    for name, expected in theirs.gradients.items():
-        scale = expected.abs().max().item()
-        assert scale > 0, f"{name} has no gradient: the comparison would say nothing"
-        torch.testing.assert_close(
-            ours.gradients[name], expected, rtol=1e-5, atol=1e-5 * scale, msg=name
-        )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
