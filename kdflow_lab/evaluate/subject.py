@@ -23,9 +23,10 @@ from kdflow_lab.errors import DataError
 from kdflow_lab.evaluate.batches import ask, batches_of, connect, row_sums, share_of
 from kdflow_lab.evaluate.generation import generate, stop_ids
 from kdflow_lab.load import load_model, load_tokenizer
-from kdflow_lab.losses import Head, per_token
+from kdflow_lab.losses import Head
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.student.export import load_hf, load_tokenizer_of
+from kdflow_lab.student.fsdp import compare
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -168,13 +169,7 @@ def _score_rows(
     head, teacher_head = heads_of(subject, job, pair)
     across = make_across(pair, head.width, teacher_head.width)
     for batch, hidden, teacher_hidden in hidden_of_both(subject, job, table):
-        labels = batch.labels.to(subject.device)
-        if across is None or batch.pairing is None:
-            tokens = per_token(hidden, head, teacher_hidden, teacher_head, labels)
-        else:
-            tokens = across.per_token(
-                hidden, head, teacher_hidden, teacher_head, labels, batch.pairing
-            )
+        tokens = compare(batch, hidden, head, teacher_hidden, teacher_head, across)
         counts, summed = row_sums(batch, tokens, table)
         for place, row in enumerate(batch.data_rows):
             sums = {name: float(values[place]) for name, values in summed.items()}

@@ -234,16 +234,11 @@ class Student:
             Float[T] each: KL(teacher || student) and cross-entropy in nats, and agreement (0 or 1).
         """
 
-        def compare(student_hidden: Tensor, student_head: Head) -> PerToken:
+        def at(student_hidden: Tensor, student_head: Head) -> PerToken:
             rows = None if teacher_hidden is None else teacher_hidden.to(self.device)
-            labels = batch.labels.to(self.device)
-            if across is None or rows is None or teacher_head is None or batch.pairing is None:
-                return per_token(student_hidden, student_head, rows, teacher_head, labels)
-            return across.per_token(
-                student_hidden, student_head, rows, teacher_head, labels, batch.pairing
-            )
+            return compare(batch, student_hidden, student_head, rows, teacher_head, across)
 
-        return self.look(batch, compare)
+        return self.look(batch, at)
 
     def _micro_batch_look(
         self, model: Any, batch: MicroBatch, at: Callable[[Tensor, Head], ValueT]
@@ -264,6 +259,31 @@ class Student:
             "total_elements": sum(p.numel() for p in parameters),
             "rank": dist.get_rank(),
         }
+
+
+def compare(
+    batch: MicroBatch,
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Head | None,
+    across: Across | None,
+) -> PerToken:
+    """Compare a student with its teacher and the labels, token by token; see `Student.per_token`.
+
+    Args:
+        batch: Whose rows these are.
+        student_hidden: Float[T, Hs].
+        student_head: The student's.
+        teacher_hidden: On the student's device, or None without a teacher.
+        teacher_head: Likewise.
+        across: Compares the tokens of two tokenizers; None if there is one.
+    """
+    labels = batch.labels.to(student_hidden.device)
+    sides = (student_hidden, student_head)
+    if across is None or teacher_hidden is None or teacher_head is None or batch.pairing is None:
+        return per_token(*sides, teacher_hidden, teacher_head, labels)
+    return across.per_token(*sides, teacher_hidden, teacher_head, labels, batch.pairing)
 
 
 def response_hidden(

@@ -47,7 +47,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, config: DistillConfig) -
         config: Whose `lr` is the schedule's highest.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("own_lr", config.lr) / config.lr
+        own = group.get("own_lr")
+        group["lr"] = lr if own is None else lr * own / config.lr
 
 
 def lr_at(step: int, steps: int, config: DistillConfig) -> float:
