@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from kdflow_lab.align.reasons import printable
+
 if TYPE_CHECKING:
     from kdflow_lab.align.alignment import AlignedSide, Alignment, Unaligned
 
@@ -82,7 +84,8 @@ def alignment_table(alignment: Alignment, shown: int = SHOWN) -> str:
     for ours, theirs, row in cells:
         note = f"  <- {row.reason}" if row.reason else ""
         mark = "!" if row.reason else " "
-        lines.append(f"{mark} {ours:{left}}  {theirs:{right}}  {_short(repr(row.text))}{note}")
+        text = _short(printable(alignment.data[row.byte_start : row.byte_end]))
+        lines.append(f"{mark} {ours:{left}}  {theirs:{right}}  {text}{note}")
     if len(listed) > shown:
         lines.append(f"  … and {len(listed) - shown} more")
     return "\n".join(lines)

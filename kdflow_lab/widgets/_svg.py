@@ -16,6 +16,8 @@ from kdflow_lab.widgets._panels import INK, PANELS, Line, Panel, explanation
 from kdflow_lab.widgets._series import Floats, Mark, Series, Steps
 
 WIDTH, HEIGHT = 960, 500
+HEADLINE = 112
+"""Characters of a headline that fit."""
 MARGIN_LEFT, MARGIN_TOP = 58, 62
 PANEL_WIDTH, PANEL_HEIGHT = 362, 158
 STRIDE_X, STRIDE_Y = 475, 232
@@ -36,7 +38,7 @@ def draw(data: Series, headline: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
         f'role="img" font-family="sans-serif" font-size="12" fill="{INK}">',
         f"<title>{escape(headline)}</title>",
-        f'<text x="4" y="20" font-size="14" font-weight="bold">{escape(headline)}</text>',
+        f'<text x="4" y="20" font-size="14" font-weight="bold">{escape(_fitting(headline))}</text>',
     ]
     last = max((int(c.raw_steps[-1]) for c in data.curves.values() if len(c.raw_steps)), default=1)
     for number, panel in enumerate(PANELS):
@@ -47,6 +49,11 @@ def draw(data: Series, headline: str) -> str:
         parts.append("</g>")
     parts.append("</svg>")
     return "\n".join(parts)
+
+
+def _fitting(headline: str) -> str:
+    """As much of a headline as the width shows; the document's title has all of it."""
+    return headline if len(headline) <= HEADLINE else f"{headline[: HEADLINE - 1]}…"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
