@@ -13,7 +13,7 @@ import traitlets
 
 from kdflow_lab.errors import KDFlowLabError
 from kdflow_lab.progress import Summary
-from kdflow_lab.widgets import esm_path
+from kdflow_lab.widgets import esm
 
 if TYPE_CHECKING:
     from kdflow_lab.run import Run
@@ -29,7 +29,7 @@ ANSWERS = {
 class StatusHeader(anywidget.AnyWidget):
     """State, progress bar and buttons of one run."""
 
-    _esm = esm_path("status").read_text(encoding="utf-8")
+    _esm = esm("status")
 
     name = traitlets.Unicode().tag(sync=True)
     state = traitlets.Unicode("starting").tag(sync=True)
