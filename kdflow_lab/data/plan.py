@@ -9,6 +9,7 @@ depends neither on the number of ranks nor on the micro-batches they are run in.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,7 @@ class DataPlan:
             self._even(places, tokens, count) or bins
             for places, bins in zip(ranks, packed, strict=True)
         ]
+        packed = [_in_order(bins) for bins in packed]
         micro_batches = [
             [[int(rows[place]) for place in bins[k]] if k < len(bins) else [] for bins in packed]
             for k in range(count)
@@ -243,6 +245,14 @@ class DataPlan:
         most_rows = min(self._batch_size, self._most_rows)
         falling = np.sort(values)[::-1][:most_rows]
         return np.repeat(falling, self._repeats)[:most_rows]
+
+
+def _in_order(bins: list[list[int]]) -> list[list[int]]:
+    """Put rows and micro-batches in the order of the stream, as far as they can be.
+
+    Who looks at the first rows of a step (`on_policy.watch`) shall not see the longest ones alone.
+    """
+    return sorted((sorted(part) for part in bins), key=lambda part: part[:1] or [sys.maxsize])
 
 
 def _share(places: Sequence[int], tokens: NDArray[np.int64], num_shares: int) -> list[list[int]]:

@@ -186,3 +186,15 @@ def test_errors_say_what_to_do():
         _plan(good, batch_size=0)
     with pytest.raises(ConfigError, match="no step -1"):
         _plan(good).step(-1)
+
+
+def test_first_rows_of_a_step_are_not_the_longest_ones() -> None:
+    lengths = np.random.default_rng(0).integers(10, 200, 400)
+    plan = DataPlan(
+        lengths, lengths - 5, batch_size=16, world_size=1, micro_batch_tokens=600, seed=3
+    )
+    first = [plan.step(step).micro_batches[0][0][:2] for step in range(25)]
+    for step, rows in enumerate(first):
+        assert rows[0] == plan.step(step).rows[0]
+    mean = lengths[[row for rows in first for row in rows]].mean()
+    assert abs(mean / lengths.mean() - 1) < 0.15
