@@ -33,6 +33,7 @@ class ShellSession(Session):
     """A lab that lives as long as the command."""
 
     no_lab = "In a shell a lab lives as long as its command: see kdflow help distill"
+    is_terminal = True
 
     def __init__(self) -> None:
         """Nothing is started yet."""

@@ -48,10 +48,13 @@ def _status(session: Session, given: dict[str, Any]) -> Any:
     lab = session.current_lab()
     if lab is not None and not given:
         return lab.status()
-    from kdflow_lab.progress import summary
+    from kdflow_lab.bars import in_notebook
+    from kdflow_lab.widgets.report import report
 
     run = session.run(given.get("run"), given.get("dir"))
-    session.say(f"{summary(run)}\n{run.path}")
+    if in_notebook():
+        return run.plot()
+    session.say(report(run))
     return None
 
 
@@ -80,7 +83,7 @@ def _sft(session: Session, given: dict[str, Any]) -> Run:
 
 
 def _ask(command: str) -> Any:
-    """Build the call of `Run.pause`, `stop`, `checkpoint` or `inspect`."""
+    """Build the call of `Run.pause`, `stop` or `checkpoint`."""
 
     def call(session: Session, given: dict[str, Any]) -> None:
         run = session.run(given.get("run"), given.get("dir"))
@@ -135,6 +138,24 @@ def _compare(session: Session, given: dict[str, Any]) -> Any:
     return comparison
 
 
+def _rollouts(session: Session, given: dict[str, Any]) -> Any:
+    """Browse what a run's student wrote, or let a model of the lab write now."""
+    run, folder = given.pop("run", None), given.pop("dir", None)
+    if not given:
+        return session.run(run, folder).rollouts()
+    if run is not None:
+        raise ConfigError(
+            f"{session.prefix} rollouts RUN shows what that run wrote and takes no other options. "
+            "To let a model write now, leave RUN out: rollouts --data zoo/tasks --model RUN."
+        )
+    if "data" not in given:
+        raise ConfigError(f"Nothing to answer. Give prompts: {session.prefix} rollouts --data …")
+    model = given.get("model")
+    if isinstance(model, str) and model in ("latest", *session.run_names(folder)):
+        given["model"] = session.run(model, folder)
+    return session.lab(like=given.get("model")).rollouts(**given)
+
+
 def _replay(session: Session, given: dict[str, Any]) -> Any:
     run, step = session.run_at(given.get("run"), given.get("dir"))
     return run.replay(step)
@@ -171,6 +192,50 @@ def _export(session: Session, given: dict[str, Any]) -> Path:
         raise ConfigError(f"{session.prefix} export needs a folder: export [RUN[@STEP]] PATH.")
     run, step = session.run_at(name, given.get("dir"))
     return run.export(path, step=step)
+
+
+def _inspect(session: Session, given: dict[str, Any]) -> Any:
+    """With a text, look at it now; without, at the probes of a run."""
+    quantity = {"quantity": given["by"]} if "by" in given else {}
+    if "text" in given:
+        lens = _inspect_text(session, given, quantity)
+        return _printed(session, lens.source, given) if session.is_terminal else lens
+    if "top" in given:
+        raise ConfigError("--top goes with --text: a run's probes list what they list.")
+    run, step = session.run_at(given.get("run"), given.get("dir"))
+    if not session.is_terminal:
+        return run.inspect(step, **quantity)
+    probes = run.probes
+    if step is None and run.state not in ENDED and not run.parked:
+        run.request("inspect")
+        session.say(f"{run.name}: asked for new probes; they come before its next step.")
+    if step is None and probes.newest is None:
+        if run.state in ENDED:
+            run.inspect()  # says what to do
+        return None
+    at = step if step is not None else probes.newest
+    return _printed(session, probes.at(at or 0), given)
+
+
+def _inspect_text(session: Session, given: dict[str, Any], quantity: dict[str, Any]) -> Any:
+    texts = given["text"]
+    options = {**quantity, **({"top": given["top"]} if "top" in given else {})}
+    run = None
+    if "run" in given:
+        run, step = session.run_at(given["run"], given.get("dir"))
+        if step is not None:
+            raise ConfigError(
+                "A text is looked at with the run's last checkpoint: leave @STEP out."
+            )
+        options["model"] = run
+    lab = session.lab(like=run)
+    return lab.inspect([texts] if isinstance(texts, str) else texts, **options)
+
+
+def _printed(session: Session, inspection: Any, given: dict[str, Any]) -> Any:
+    from kdflow_lab.widgets._console import Printed
+
+    return Printed(inspection, given.get("by"))
 
 
 def _plot(session: Session, given: dict[str, Any]) -> Any:
@@ -223,6 +288,25 @@ def _eval_options() -> list[Option]:
     return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR]
 
 
+def _inspect_options() -> list[Option]:
+    from kdflow_lab.evaluate.inspection import QUANTITIES
+
+    by = Option(
+        name="by",
+        help="What tokens are coloured by.",
+        type_text="|".join(QUANTITIES),
+        default="forward_kl",
+        choices=tuple(QUANTITIES),
+    )
+    return [INSPECTED, by, TOP, DIR]
+
+
+def _rollouts_options() -> list[Option]:
+    from kdflow_lab.lab import Lab
+
+    return [*from_signature(Lab.rollouts), DIR]
+
+
 def _doctor_options() -> list[Option]:
     from kdflow_lab.doctor import examine
 
@@ -241,6 +325,15 @@ TEXT = Option(name="text", help="Any text, in quotes.")
 RUN = Option(name="run", help="Name or directory of a run; the newest if left out.")
 RUN_AT = Option(name="run", help="A run, or RUN@STEP for one of its steps.")
 OTHER = Option(name="other", help="The run to compare it with.")
+INSPECTED = Option(name="text", help="Any text, in quotes, to look at now, with the lab's models.")
+TOP = Option(
+    name="top",
+    help="With --text: how many of either model's likeliest tokens are listed.",
+    type_text="INT",
+    default="20",
+    kind="value",
+    check=int,
+)
 LAB = Option(name="lab", help="Name of a lab, its folder of runs, or one of its runs.")
 STEP = Option(
     name="step",
@@ -267,7 +360,7 @@ COMMANDS: dict[str, Command] = {
         Command(name="down", summary="End every process of the lab.", call=_down),
         Command(
             name="status",
-            summary="Say what the lab or a run does.",
+            summary="Show what the lab or a run does: who waits, memory, alarms.",
             call=_status,
             arguments=(RUN,),
             options=lambda: [DIR],
@@ -306,8 +399,15 @@ COMMANDS: dict[str, Command] = {
                 ("pause", "Pause a run before its next step, with a checkpoint."),
                 ("stop", "Stop a run before its next step, with a checkpoint."),
                 ("checkpoint", "Write a checkpoint before the next step."),
-                ("inspect", "Write the probes of a run before its next step."),
             )
+        ),
+        Command(
+            name="inspect",
+            summary="Show how student and teacher see every token of a run's probes, or of a text.",
+            call=_inspect,
+            arguments=(RUN_AT,),
+            options=_inspect_options,
+            needs_lab=True,
         ),
         Command(
             name="resume",
@@ -357,6 +457,13 @@ COMMANDS: dict[str, Command] = {
             call=_align,
             arguments=(TEXT,),
             needs_lab=True,
+        ),
+        Command(
+            name="rollouts",
+            summary="Browse what the student of a run wrote, or let a model answer --data.",
+            call=_rollouts,
+            arguments=(RUN,),
+            options=_rollouts_options,
         ),
         Command(
             name="export",

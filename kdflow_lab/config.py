@@ -229,6 +229,14 @@ class DistillConfig(StrictModel):
     """On-policy: what to do when answers get too long, repeat themselves, never end …: say so in an
     event, or also pause the run."""
 
+    teacher_update_every: int | None = Field(default=None, ge=1)
+    """Self-distillation with a teacher that follows the student: steps between two updates of the
+    teacher's weights, `teacher <- teacher_ema * teacher + (1 - teacher_ema) * student`. Needs two
+    models of one architecture and tokenizer. The lab's teacher is its own again after the run."""
+    teacher_ema: float = Field(default=0.0, ge=0, lt=1)
+    """What stays of the teacher at an update: 0 makes it the student, 0.99 a slow moving average
+    (mean teacher, Tarvainen & Valpola 2017)."""
+
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
     epochs: float | None = Field(default=None, gt=0)
@@ -278,6 +286,9 @@ class DistillConfig(StrictModel):
     eval_split: str = "test"
     eval_rows: int = Field(default=64, ge=1)
     """Held-out rows; the teacher is asked for them once."""
+    probe_every: int | None = Field(default=None, ge=1)
+    """Steps between two looks at the probe rows, each kept as `probes/<step>.safetensors`; also at
+    the start and at the end. Not set: only when `run.inspect()` asks."""
     probe_rows: int = Field(default=4, ge=1)
     """Held-out rows that are looked at token by token."""
     max_skipped_steps: int = Field(default=5, ge=1)
@@ -316,6 +327,15 @@ class DistillConfig(StrictModel):
             self._consistent_on_policy()
         if self.algorithm == "policy_gradient":
             self._consistent_policy_gradient()
+        if self.teacher_update_every is not None and self.algorithm == "sft":
+            raise ValueError(
+                "teacher_update_every updates a teacher, and sft has none; choose another algorithm"
+            )
+        if self.teacher_ema and self.teacher_update_every is None:
+            raise ValueError(
+                f"teacher_ema={self.teacher_ema:g} has no effect without teacher_update_every, the "
+                "steps between two updates of the teacher; give that, too"
+            )
         return self
 
     def _consistent_on_policy(self) -> None:

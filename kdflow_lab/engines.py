@@ -15,7 +15,7 @@ from kdflow_lab import roles
 from kdflow_lab.beats import silent
 from kdflow_lab.cluster import CONTROLLER, ROLLOUT, Call, Cluster
 from kdflow_lab.config import LabConfig
-from kdflow_lab.errors import ClusterError, ConfigError
+from kdflow_lab.errors import ClusterError, ConfigError, KDFlowLabError
 from kdflow_lab.hub import resolve_model
 from kdflow_lab.jobs import RolloutInfo, StudentPlace, SubjectJob, TeacherInfo, TrainJob
 from kdflow_lab.rundir import RunDirectory
@@ -206,7 +206,10 @@ class Engines:
             # nobody else computes while answers are written that must be of the newest weights
             stale = config.get("max_staleness", 0)
             rollout_threads = self.threads(self.config.students + 2 if stale else 1)
-        with self._places(with_teacher=with_teacher, rollout_threads=rollout_threads) as places:
+        follows = config.get("teacher_update_every") is not None
+        with self._places(
+            with_teacher=with_teacher, rollout_threads=rollout_threads, follows=follows
+        ) as places:
             jobs = [
                 TrainJob(
                     place=place,
@@ -330,6 +333,10 @@ class Engines:
         missing = not all(cluster.gather(held))
         return self._subject(roles.sandbox, on_progress, with_teacher=missing, **fields)
 
+    def inspect(self, on_progress: Progress, **fields: Any) -> list[Any]:
+        """Run `roles.inspect` on every student; one `InspectPart` a rank."""
+        return self._subject(roles.inspect, on_progress, with_teacher=True, **fields)
+
     def _subject(
         self, function: Any, on_progress: Progress, *, with_teacher: bool, **fields: Any
     ) -> list[Any]:
@@ -364,11 +371,12 @@ class Engines:
 
     @contextlib.contextmanager
     def _places(
-        self, *, with_teacher: bool, rollout_threads: int | None = None
+        self, *, with_teacher: bool, rollout_threads: int | None = None, follows: bool = False
     ) -> Iterator[list[StudentPlace]]:
         """Open one job's meeting points: the teacher's socket and the ranks' rendezvous.
 
-        With `rollout_threads`, the rollout engine's socket, too.
+        With `rollout_threads`, the rollout engine's socket, too; with `follows`, the one where the
+        teacher takes the students' weights. It has its own again behind the job.
         """
         cluster = self._cluster()
         self._jobs += 1
@@ -378,8 +386,9 @@ class Engines:
         folder = Path(tempfile.mkdtemp(prefix=f"job{self._jobs}-", dir=self.folder))
         socket = str(folder / "teacher.sock") if with_teacher else None
         aside = str(folder / "aside.sock") if with_teacher else None
+        weights = str(folder / "weights.sock") if follows else None
         if socket is not None:
-            cluster.call("teacher", roles.serve, socket, students, threads, aside)
+            cluster.call("teacher", roles.serve, socket, students, threads, aside, weights)
         rollouts = None
         if rollout_threads is not None:
             rollouts = str(folder / "rollout.sock")
@@ -396,6 +405,7 @@ class Engines:
                     rendezvous=str(folder / "rendezvous"),
                     aside=aside,
                     rollouts=rollouts,
+                    weights=weights,
                     gpu=None if placed is None else placed[rank],
                     transport=self.config.transport,
                 )
@@ -404,8 +414,10 @@ class Engines:
         finally:
             if socket is not None and "teacher" not in cluster.lost:
                 try:
-                    cluster.call("teacher", roles.stop_serving)
-                except ClusterError:  # it died just now, or hangs: `up` starts another
+                    if cluster.call("teacher", roles.stop_serving):
+                        # reading a large model takes longer than an answer may
+                        cluster.gather([cluster.send("teacher", roles.restore_teacher)])
+                except KDFlowLabError:  # it died just now, or hangs: `up` starts another
                     cluster.kill("teacher")
             if rollouts is not None and ROLLOUT not in cluster.lost:
                 try:

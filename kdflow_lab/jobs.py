@@ -70,6 +70,8 @@ class StudentPlace:
         aside: Where the teacher listens for what comes between: evaluations of a run whose ring is
             full of later micro-batches. None if the job needs no teacher.
         rollouts: Where the rollout engine listens for this job; None if the job needs none.
+        weights: Where a teacher that follows the student takes its weights; None for one that
+            stays as it is.
         gpu: Which CUDA device; None is the device of the rank's number.
         transport: How the teacher's rows shall travel, as in `LabConfig`.
     """
@@ -82,6 +84,7 @@ class StudentPlace:
     rendezvous: str
     aside: str | None = None
     rollouts: str | None = None
+    weights: str | None = None
     gpu: int | None = None
     transport: str = "auto"
 

@@ -10,12 +10,15 @@ from kdflow_lab.algorithms.across import make_across
 from kdflow_lab.errors import RunError
 from kdflow_lab.evaluate.held_out import HeldOut
 from kdflow_lab.evaluate.probes import Probes
+from kdflow_lab.load import load_tokenizer
+from kdflow_lab.mean_teacher.follow import OWN
 from kdflow_lab.prepare import Meeting, shared_held_out
 from kdflow_lab.student import checkpoint
 from kdflow_lab.student.group import share
 
 if TYPE_CHECKING:
     from kdflow_lab.control import Action
+    from kdflow_lab.data.table import TokenTable
     from kdflow_lab.training import Training
 
 
@@ -29,6 +32,8 @@ class Keeper:
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._evaluated_step = -1
+        self._probed_step = -1
+        self._table: TokenTable | None = None
         self._tools: tuple[HeldOut, Probes] | None = None
         self._best: tuple[float, int] | None = None  # (held-out loss, step)
         self.actions: dict[str, Action] = {
@@ -60,6 +65,8 @@ class Keeper:
             if event["event"] == "evaluated" and event["step"] <= step:
                 self._evaluated_step = event["step"]
                 self._remember(event, event["step"])
+            if event["event"] == "probes" and event["step"] <= step:
+                self._probed_step = event["step"]
         if path is None:
             if training.job.attempt > 1:
                 text = "There was no whole checkpoint to go on from: the run starts again."
@@ -71,7 +78,10 @@ class Keeper:
             training.student.model,
             training.optimizer,
             algorithm=self._algorithm_state(),
+            teacher=None if training.mean_teacher is None else training.mean_teacher.state,
         )
+        if training.mean_teacher is not None:
+            training.mean_teacher.version = saved.get("teacher_version", OWN)
         self._saved_step = saved["step"]
         return saved["step"]
 
@@ -91,6 +101,10 @@ class Keeper:
             return
         training.beats.at(f"writing the checkpoint of step {training.step}")
         self._saved_at = time.monotonic()
+        follows: dict[str, Any] = {}
+        if training.mean_teacher is not None:
+            follows["teacher"] = training.mean_teacher.state
+            follows["teacher_version"] = training.mean_teacher.version
         try:
             checkpoint.save(
                 training.directory,
@@ -100,6 +114,7 @@ class Keeper:
                 algorithm=self._algorithm_state(),
                 why=why,
                 attempt=training.job.attempt,
+                **follows,
             )
         except RunError as error:
             if must:
@@ -120,6 +135,9 @@ class Keeper:
         by_evals = config.eval_every is not None and step % config.eval_every == 0
         if by_evals and self._evaluated_step != step:
             due.append("evaluate")
+        by_probes = config.probe_every is not None and step % config.probe_every == 0
+        if by_probes and self._probed_step != step:
+            due.append("inspect")
         by_steps = config.checkpoint_every is not None and step % config.checkpoint_every == 0
         minutes = (time.monotonic() - self._saved_at) / 60
         by_time = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
@@ -152,10 +170,13 @@ class Keeper:
         if is_best and training.step > 0:
             self.checkpoint("best so far")
 
-    def evaluate_once(self) -> None:
-        """Score the student as it is at the end, unless that was just done."""
-        if self._evaluated_step != self._training.step:
+    def look_once(self) -> None:
+        """Look at the student as it is at the end in all ways that are due regularly."""
+        step, config = self._training.step, self._training.config
+        if config.eval_every is not None and self._evaluated_step != step:
             self.evaluate("the end")
+        if config.probe_every is not None and self._probed_step != step:
+            self.inspect("the end")
 
     def inspect(self, why: str) -> None:
         """Write the probes of this step.
@@ -167,7 +188,19 @@ class Keeper:
         training.beats.at(f"looking at the probes after step {training.step}")
         _, probes = self._made_tools()
         path = probes.write(training.directory, training.step)
+        self._probed_step = training.step
         training.event("probes", step=training.step, path=str(path))
+
+    def _tokenizer(self) -> Any:
+        """The student's, on rank 0, which writes what tokens say."""
+        job = self._training.job
+        if not self._training.leader:
+            return None
+        return load_tokenizer(job.student_path, trust_remote_code=job.trust_remote_code)
+
+    def teacher_changed(self) -> None:
+        """Forget what the teacher said of the held-out rows, and its head."""
+        self._tools = None
 
     def _remember(self, scores: dict[str, Any], step: int) -> bool:
         """Note an evaluation; return whether it is the best so far."""
@@ -183,7 +216,9 @@ class Keeper:
         if self._tools is not None:
             return self._tools
         training, config = self._training, self._training.config
-        table = shared_held_out(training.job, config, self._met)
+        if self._table is None:
+            self._table = shared_held_out(training.job, config, self._met)
+        table = self._table
         known = {
             "teacher": training.job.teacher,
             "teacher_head": training.teacher_head,
@@ -194,6 +229,6 @@ class Keeper:
         probed = table.first(config.probe_rows)
         self._tools = (
             HeldOut(training.student, table, **known),
-            Probes(training.student, probed, **known),
+            Probes(training.student, probed, **known, tokenizer=self._tokenizer()),
         )
         return self._tools

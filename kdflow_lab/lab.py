@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdflow_lab.doctor import Diagnosis
     from kdflow_lab.evaluate.report import Evaluation
     from kdflow_lab.evaluate.sandbox_report import Sandbox
+    from kdflow_lab.widgets.divergence import DivergenceLens
 
 
 class Lab:
@@ -397,21 +398,25 @@ class Lab:
         answers = sorted((row for part in parts for row in part), key=lambda row: row.pop("row"))
         return Dataset.from_list(answers)
 
-    def align(self, text: str) -> Alignment:
+    def align(self, text: str | Sequence[dict[str, str]]) -> Alignment:
         """Show how the tokenizers of teacher and student cut a text; nothing is started.
 
         Args:
-            text: Any text.
+            text: Any text, or a conversation: dicts with `role` and `content`, which each side
+                reads through its own chat template.
 
         Returns:
             Spans that both write in whole tokens, what is in none and why, and the coverage.
 
         Raises:
+            DataError: A chat template does not render the conversation.
             ModelError: A tokenizer cannot be loaded, or its tokens are no bytes.
         """
-        from kdflow_lab.align import align
+        from kdflow_lab.align import align, align_conversation
 
-        return align(*self._tokenizers(), text)
+        if isinstance(text, str):
+            return align(*self._tokenizers(), text)
+        return align_conversation(*self._tokenizers(), text)
 
     def sandbox(
         self,
@@ -474,6 +479,63 @@ class Lab:
             parts = self._connect().ask("sandbox", on_progress=on_progress, **fields)
         return Sandbox.merge(parts, name=_name(model), losses=asked.names, temperature=temperature)
 
+    def inspect(
+        self,
+        texts: Any,
+        *,
+        model: str | Run = "student",
+        quantity: str | None = None,
+        top: int = 20,
+        rows: int = 4,
+        split: str = "test",
+        seed: int = 1,
+        max_length: int = 2048,
+    ) -> DivergenceLens:
+        """See how a model and the teacher see every token of some texts, prompts included.
+
+        What takes long to load is kept in the engines until a run trains, so that another look is
+        quick. Across tokenizers only what compares is known of both, and that is said.
+
+        Args:
+            texts: A list of texts; a list of rows as in `distill`; lines of a run's
+                `rollouts.jsonl`, whose tokens are looked at as they were sampled; or the name or
+                path of data.
+            model: `"student"` (where runs start from), `"teacher"`, a `Run`, or a model folder.
+            quantity: What tokens are coloured by, such as `reverse_kl`, `surprise` or `rank`; by
+                default `forward_kl` where it is known.
+            top: How many of either model's likeliest tokens are listed, at most 100.
+            rows: Rows taken of data with a name; a list is taken whole.
+            split: Split of the data.
+            seed: Chooses the rows where the data is generated.
+            max_length: Most tokens of a row, at most 8192; a longer one is an error.
+
+        Returns:
+            A lens, which shows itself; its `source` has the numbers (`source.frame`,
+            `source.worst("surprise")`).
+
+        Raises:
+            ConfigError: A quantity or another argument does not fit; nothing was computed.
+            DataError: A row cannot be used.
+            RunError: A run is using the engines, or the run to look at has not ended.
+        """
+        from kdflow_lab.evaluate.inspect_ask import AskedTexts, merged
+        from kdflow_lab.widgets.divergence import DivergenceLens
+
+        asked = AskedTexts.checked(
+            texts,
+            quantity=quantity,
+            top=top,
+            rows=rows,
+            split=split,
+            seed=seed,
+            max_length=max_length,
+        )
+        with self._subject(model, asked.name, split, "inspecting") as (fields, on_progress):
+            fields |= asked.fields()
+            parts = self._connect().ask("inspect", on_progress=on_progress, **fields)
+        step = model.checkpoints[-1] if isinstance(model, Run) else None
+        return DivergenceLens(merged(parts, name=_name(model), step=step), quantity=quantity)
+
     @contextlib.contextmanager
     def _subject(
         self, model: str | Run, data: Any, split: str, verb: str
@@ -486,7 +548,7 @@ class Lab:
             file = str(Path(self._connect().ask("scratch")) / "data.parquet")
             _write_parquet(data, file, split)
             data = file
-        elif Path(data).expanduser().exists():
+        elif data and Path(data).expanduser().exists():
             data = str(Path(data).expanduser().absolute())
         fields = {"model": path, "is_run": is_run, "data": data, "split": split}
         with job_progress(f"{verb}: {_name(model)}") as on_progress:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.data.plan import DataPlan, StepPlan
-from kdflow_lab.data.table import TokenTable
+from kdflow_lab.data.table import TokenTable, tokens_run
 from kdflow_lab.errors import ConfigError
 
 
@@ -108,15 +108,31 @@ class DataLessons:
         """See `Lessons.saved`."""
 
 
-def plan_of(table: TokenTable, config: DistillConfig, world_size: int, batch_size: int) -> DataPlan:
-    """Plan the rows of a table under a run's budgets."""
+def plan_of(
+    table: TokenTable, config: DistillConfig, world_size: int, batch_size: int, *, parts: int = 1
+) -> DataPlan:
+    """Plan the rows of a table under a run's budgets.
+
+    Args:
+        table: All rows, or those of one step.
+        config: The run's.
+        world_size: Number of ranks.
+        batch_size: Rows of a step.
+        parts: Of a step that is the whole table: micro-batches of a rank, about and at least, if
+            its rows are as many.
+    """
+    budget = config.micro_batch_tokens
+    if parts > 1:
+        tokens = tokens_run(table.longest_lengths)
+        share = -(-int(tokens.sum()) // (world_size * parts))
+        budget = min(budget, max(share, int(tokens.max())))
     return DataPlan(
         table.longest_lengths,
         table.response_lengths,
         asked_lengths=table.asked.response_lengths,
         batch_size=batch_size,
         world_size=world_size,
-        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_tokens=budget,
         micro_batch_rows=config.micro_batch_rows,
         seed=config.seed,
     )

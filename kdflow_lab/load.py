@@ -1,15 +1,18 @@
-"""Loading models and tokenizers from a folder, with errors in one sentence."""
+"""Loading models and tokenizers from a folder, and weights from a segment into a model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kdflow_lab.errors import ModelError
+
+if TYPE_CHECKING:
+    from kdflow_lab.transport.segment import WeightSegment
 
 
 def load_model(
@@ -46,6 +49,67 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_sentence("tokenizer", path, error)) from None
+
+
+def check_fit(model: torch.nn.Module, segment: WeightSegment, *, whose: str) -> None:
+    """Refuse a segment whose parameters are not those of a model.
+
+    Args:
+        model: A `transformers` model.
+        segment: Tied parameters may be in it once.
+        whose: That holds the model, such as `rollout engine`, for the error.
+
+    Raises:
+        ModelError: One is missing, is unknown, or has another shape.
+    """
+    names = dict(model.named_parameters(remove_duplicate=False))
+    given = {entry.name: entry for entry in segment.entries}
+
+    def refuse(what: str) -> ModelError:
+        return ModelError(
+            f"The student's weights do not fit the model that the {whose} loaded: {what}."
+        )
+
+    if unknown := [name for name in given if name not in names]:
+        raise refuse(f"{unknown[0]} is not a parameter of it")
+    for name, entry in given.items():
+        if tuple(names[name].shape) != entry.shape:
+            raise refuse(f"{name} is {entry.shape}, its own is {tuple(names[name].shape)}")
+    covered = {id(names[name]) for name in given}
+    if missing := [name for name, one in names.items() if id(one) not in covered]:
+        raise refuse(f"{missing[0]} is not among them")
+
+
+def put_weights(
+    model: torch.nn.Module, segment: WeightSegment, buffer: int, device: torch.device
+) -> None:
+    """Give a model the parameters that lie in a buffer; tied ones stay tied.
+
+    Args:
+        model: One that `check_fit` passed.
+        segment: On a CPU its memory itself becomes the parameters: nothing is copied.
+        buffer: Which.
+        device: Of the model; on a GPU they are copied there.
+    """
+    names = dict(model.named_parameters(remove_duplicate=False))
+    made: dict[int, torch.nn.Parameter] = {}
+    for entry in segment.entries:
+        weight = segment.view(entry, buffer)
+        if device.type != "cpu":
+            weight = weight.to(device)
+        parameter = torch.nn.Parameter(weight, requires_grad=False)
+        made.setdefault(id(names[entry.name]), parameter)
+        put_parameter(model, entry.name, parameter)
+    given = {entry.name for entry in segment.entries}
+    for name, old in names.items():
+        if name not in given:
+            put_parameter(model, name, made[id(old)])
+
+
+def put_parameter(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    """Replace a parameter by its full name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 COLUMNS = (
@@ -23,6 +24,8 @@ COLUMNS = (
     "step_s",
     "teacher_wait_s",
     "teacher_busy_s",
+    "students_idle",
+    "teacher_idle",
     "memory_bytes",
     "time",
 )
@@ -38,6 +41,36 @@ def memory_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def idle_shares(times: Mapping[str, Any], *, has_teacher: bool = True) -> dict[str, float | None]:
+    """Say for which share of a step each role waited for the others.
+
+    Args:
+        times: Seconds: `step_s`, `teacher_wait_s` and `teacher_busy_s`; on-policy `rollout_wait_s`,
+            `rollout_s` and `sync_s` too. A time that is missing counts as none.
+        has_teacher: False for a run that learns from data alone.
+
+    Returns:
+        `students_idle`, `teacher_idle` (None without a teacher) and, on-policy, `rollout_idle`: 0
+        to 1. A teacher or a rollout engine that works ahead may be busy for longer than the step
+        took that its work is counted with; it was not idle then. Handing weights over is work.
+    """
+
+    def idle(seconds: float) -> float:
+        step_s = float(times.get("step_s") or 0.0)
+        return min(1.0, max(0.0, seconds / step_s)) if step_s else 0.0
+
+    def spent(*names: str) -> float:
+        return sum(float(times.get(name) or 0.0) for name in names)
+
+    shares: dict[str, float | None] = {
+        "students_idle": idle(spent("teacher_wait_s", "rollout_wait_s")),
+        "teacher_idle": 1.0 - idle(spent("teacher_busy_s")) if has_teacher else None,
+    }
+    if "rollout_s" in times:
+        shares["rollout_idle"] = 1.0 - idle(spent("rollout_s", "sync_s"))
+    return shares
 
 
 def versions() -> dict[str, str]:

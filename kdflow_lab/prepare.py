@@ -21,10 +21,9 @@ from kdflow_lab.load import load_tokenizer
 from kdflow_lab.losses import Head, head_rows
 from kdflow_lab.on_policy.prompts import Prompts, read_prompts
 from kdflow_lab.rundir import RunDirectory
-from kdflow_lab.student.group import made_by_leader, share, share_arrays
+from kdflow_lab.student.group import made_once, share_arrays
 
 ArraysT = TypeVar("ArraysT", TokenTable, Prompts)
-ValueT = TypeVar("ValueT")
 DEFAULT_ALGORITHMS = ("vanilla_kd", "byte_prefix")
 """What `auto` is where both models have one tokenizer, and where they have two."""
 
@@ -39,6 +38,7 @@ class Meeting:
         teacher_size: Likewise of the teacher's.
         pair: Both vocabularies where the algorithm crosses tokenizers, else None.
         note: What was decided, in words; empty if nothing needs to be said.
+        differs: How the tokenizers differ; empty if they do not.
     """
 
     algorithm: str
@@ -46,6 +46,7 @@ class Meeting:
     teacher_size: int
     pair: TokenizerPair | None = None
     note: str = ""
+    differs: str = ""
 
 
 def shared_meeting(job: TrainJob, config: DistillConfig, directory: RunDirectory) -> Meeting:
@@ -61,7 +62,7 @@ def shared_meeting(job: TrainJob, config: DistillConfig, directory: RunDirectory
             directory.event("warning", message=met.note)
         return met
 
-    return _made_once(make)
+    return made_once(make)
 
 
 def meeting(job: TrainJob, asked: str) -> Meeting:
@@ -85,7 +86,7 @@ def meeting(job: TrainJob, asked: str) -> Meeting:
             student_rows=student_rows,
             differs=differs,
         )
-        return Meeting(name, shared.size, shared.size, note=shared.note)
+        return Meeting(name, shared.size, shared.size, note=shared.note, differs=differs)
     pair = TokenizerPair.of(theirs, ours)
     note = ""
     if differs:
@@ -96,7 +97,7 @@ def meeting(job: TrainJob, asked: str) -> Meeting:
         )
     student_size = min(len(pair.student), student_rows)
     teacher_size = min(len(pair.teacher), teacher_rows)
-    return Meeting(name, student_size, teacher_size, pair, note)
+    return Meeting(name, student_size, teacher_size, pair, note, differs)
 
 
 def tokenizers(job: TrainJob) -> tuple[Any, Any]:
@@ -241,19 +242,6 @@ def _longest(tokens: int, teacher: TeacherInfo | None) -> int:
 def _shared(make: Callable[[], ArraysT], kind: type[ArraysT]) -> ArraysT:
     """Make something of arrays on rank 0 and give it to all, or the error."""
     made: list[ArraysT] = []
-    _made_once(lambda: made.append(make()))
+    made_once(lambda: made.append(make()))
     arrays = share_arrays(made[0].arrays() if made else None)
     return made[0] if made else kind.from_arrays(arrays)
-
-
-def _made_once(make: Callable[[], ValueT]) -> ValueT:
-    """Make something small on rank 0 and give it to all, or the error."""
-    problem, value = None, None
-    try:
-        value = made_by_leader(make)
-    except Exception as error:
-        problem = error
-    problem = share(problem)
-    if problem is not None:
-        raise problem
-    return share(value)

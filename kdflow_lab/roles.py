@@ -17,10 +17,12 @@ from kdflow_lab.jobs import RolloutInfo, SubjectJob, TeacherInfo, TrainJob
 
 _teacher: Any = None
 _server: Any = None
+_follows = False  # the teacher has, or may have, the weights of a job
 _rollout: Any = None
 _rollout_server: Any = None
 _threads: dict[str, threading.Thread] = {}
 _captures: OrderedDict[str, Any] = OrderedDict()
+_looked_at: OrderedDict[str, Any] = OrderedDict()
 
 
 def setup_teacher(path: str, options: dict[str, Any]) -> TeacherInfo:
@@ -74,7 +76,13 @@ def setup_student(threads: int) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
-def serve(socket_path: str, world_size: int, threads: int, aside: str | None = None) -> None:
+def serve(
+    socket_path: str,
+    world_size: int,
+    threads: int,
+    aside: str | None = None,
+    weights: str | None = None,
+) -> None:
     """Serve the students of one job from threads; returns as soon as the sockets listen.
 
     Args:
@@ -82,22 +90,44 @@ def serve(socket_path: str, world_size: int, threads: int, aside: str | None = N
         world_size: Students of the job.
         threads: CPU threads of the teacher's matrix products.
         aside: Where evaluations are served meanwhile, one after another; None for none.
+        weights: Where the teacher takes the job's weights; None for one that stays as it is.
     """
     global _server
     from kdflow_lab.teacher.serving import Serving
 
     if _teacher is None:
         raise RunError("This engine has no teacher. Close the lab and start it again.")
-    stop_serving()
-    _server = Serving(_teacher, socket_path, aside, world_size=world_size, threads=threads)
+    if stop_serving():
+        restore_teacher()
+    _server = Serving(
+        _teacher, socket_path, aside, world_size=world_size, threads=threads, weights=weights
+    )
 
 
-def stop_serving() -> None:
-    """End the serving threads, if there are any, without waiting for students."""
-    global _server
+def stop_serving() -> bool:
+    """End the serving threads, if there are any, without waiting for students.
+
+    Returns:
+        Whether the teacher followed a student: `restore_teacher` makes it its own again.
+    """
+    global _server, _follows
     server, _server = _server, None
     if server is not None:
         server.close()
+        _follows = _follows or server.follows
+    return _follows
+
+
+def restore_teacher() -> None:
+    """Give a teacher that followed a student its own weights back.
+
+    Raises:
+        ModelError: They cannot be loaded.
+    """
+    global _follows
+    if _follows:
+        _teacher.restore()
+    _follows = False
 
 
 def setup_rollout(path: str, options: dict[str, Any]) -> RolloutInfo:
@@ -148,6 +178,7 @@ def start_training(job: TrainJob) -> int:
     """Train one rank of a run in a thread; returns the engine's pid at once."""
     from kdflow_lab.worker import train
 
+    _forget_models()  # a run has the memory to itself
     _start("train", train, job)
     return os.getpid()
 
@@ -162,6 +193,7 @@ def score(job: SubjectJob) -> list[dict[str, Any]]:
     """Compare a model with the teacher on this rank's share of the data."""
     from kdflow_lab.evaluate.subject import score as score_subject
 
+    _make_room(job)
     return score_subject(job, report_progress)
 
 
@@ -169,6 +201,7 @@ def write(job: SubjectJob) -> list[dict[str, Any]]:
     """Let a model answer this rank's share of the prompts."""
     from kdflow_lab.evaluate.subject import write as write_subject
 
+    _make_room(job)
     return write_subject(job, report_progress)
 
 
@@ -181,7 +214,29 @@ def sandbox(job: SubjectJob) -> Any:
     """Look at this rank's share of some texts through several losses."""
     from kdflow_lab.evaluate.sandbox import sandbox as look_through_losses
 
+    _make_room(job)
     return look_through_losses(job, _captures, report_progress)
+
+
+def inspect(job: SubjectJob) -> Any:
+    """Look at this rank's share of some texts, with the models of earlier looks at hand."""
+    from kdflow_lab.evaluate.inspect_job import inspect as inspect_texts
+
+    return inspect_texts(job, _looked_at, report_progress)
+
+
+def _make_room(job: SubjectJob) -> None:
+    """Leave a GPU to the model of a job that loads its own."""
+    if job.place.device != "cpu":
+        _forget_models()
+
+
+def _forget_models() -> None:
+    """Free the models that were kept for another look."""
+    _looked_at.clear()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def report_progress(done: int, total: int) -> None:

@@ -25,7 +25,10 @@ from kdflow_lab.runlist import RunList
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdflow_lab.evaluate.run_probes import RunProbes
     from kdflow_lab.lab import Lab
+    from kdflow_lab.widgets.divergence import DivergenceLens
+    from kdflow_lab.widgets.rollouts import RolloutBrowser
 
 POLL_S = 0.1
 
@@ -207,10 +210,32 @@ class Run:
         Raises:
             ConfigError: An option cannot be changed while a run goes on, or its value does not fit.
         """
-        checked = checked_settings(changes, self.directory)
-        if "loss" in checked:
-            registration.ship(self.directory)  # it may be registered since the run began
-        self._command("set", changes=checked)
+        self.request("set", changes)
+
+    def request(
+        self, command: str, changes: dict[str, Any] | None = None, *, by: str | None = None
+    ) -> str:
+        """Give the run a command as the method of that name does, and say how it will answer.
+
+        Args:
+            command: `pause`, `stop`, `set`, `checkpoint`, `evaluate` or `inspect`.
+            changes: Options, for `set`.
+            by: Who asks, for the acknowledging event; by default this process.
+
+        Returns:
+            The `id` that the acknowledging event repeats: `set`, `paused`, `stopping`, `done`, or a
+            `warning` that says why not.
+
+        Raises:
+            RunError: The run has ended, or has left the engines.
+            ConfigError: A change does not fit; see `set`.
+        """
+        fields: dict[str, Any] = {}
+        if command == "set":
+            fields["changes"] = checked_settings(changes or {}, self.directory)
+            if "loss" in fields["changes"]:
+                registration.ship(self.directory)  # it may be registered since the run began
+        return self._command(command, by=by, **fields)
 
     def checkpoint(self) -> None:
         """Ask the run to write a checkpoint before its next step."""
@@ -223,9 +248,42 @@ class Run:
         """
         self._command("evaluate")
 
-    def inspect(self) -> None:
-        """Ask the run to write its probes, `probes/<step>.safetensors`, before its next step."""
-        self._command("inspect")
+    @property
+    def probes(self) -> RunProbes:
+        """How the run's student and teacher saw the probe rows, step after step."""
+        from kdflow_lab.evaluate.run_probes import RunProbes
+
+        return RunProbes(self.directory.path)
+
+    def inspect(self, step: int | None = None, *, quantity: str | None = None) -> DivergenceLens:
+        """See the probe rows as student and teacher saw them, step after step.
+
+        A run that is active is also asked to look at them before its next step; `probe_every` makes
+        it do so regularly. The lens follows. Needs no cluster.
+
+        Args:
+            step: A step in `probes.steps` that the lens shows first; by default the newest.
+            quantity: What tokens are coloured by, such as `reverse_kl`, `surprise` or `rank`; by
+                default `forward_kl` where it is known.
+
+        Raises:
+            RunError: There are no probes of that step; or none at all, and the run has ended or
+                left the engines.
+            ConfigError: There is no such quantity.
+        """
+        from kdflow_lab.evaluate.run_probes import checked_probes
+        from kdflow_lab.widgets.divergence import DivergenceLens
+
+        probes = checked_probes(self.path, step, quantity)
+        if self.state not in ENDED and not (self.parked and probes.steps):
+            self._command("inspect")
+        elif not probes.steps:
+            raise RunError(
+                f"{self.name} has ended without probes. Set probe_every in a run, or call "
+                "run.inspect() while it trains; of this one, lab.inspect(texts, model=run) shows "
+                "any texts."
+            )
+        return DivergenceLens(probes, quantity=quantity)
 
     def fork(self, *, step: int | None = None, **changes: Any) -> Run:
         """Start another run from one of this run's checkpoints, with some options changed.
@@ -249,7 +307,7 @@ class Run:
             self._lab = lab_for(self)
         return self._lab
 
-    def _command(self, command: str, **fields: Any) -> str:
+    def _command(self, command: str, *, by: str | None = None, **fields: Any) -> str:
         state = self.state
         if state in ENDED:
             raise RunError(f"Cannot {command} {self.name}: it is {state} already.")
@@ -258,7 +316,8 @@ class Run:
                 f"Cannot {command} {self.name}: it is paused and has left the engines to another "
                 "job. run.resume() takes it up again."
             )
-        return self.directory.command(command, by=f"pid {os.getpid()}", **fields)
+        by = by or f"pid {os.getpid()}"
+        return self.directory.command(command, by=by, **fields)
 
     # -- results --------------------------------------------------------------------------------
 
@@ -296,6 +355,19 @@ class Run:
         from kdflow_lab.widgets.compare import Comparison
 
         return Comparison((self, *others))
+
+    def rollouts(self, *, threshold: float = 0.5) -> RolloutBrowser:
+        """Return what the student of an on-policy run wrote, to be browsed; live while it trains.
+
+        Args:
+            threshold: Nats of KL(teacher || student) from which on a token counts as diverging.
+
+        Raises:
+            DataError: The run is not on-policy.
+        """
+        from kdflow_lab.widgets.rollouts import browse
+
+        return browse(self, threshold=threshold)
 
     def replay(self, step: int | None = None) -> Any:
         """Run a step that was left out again, row by row on this CPU: what is not finite, and why.

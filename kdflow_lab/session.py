@@ -20,6 +20,8 @@ class Session:
     """What stands before a command."""
     no_lab = ""
     """What to do when there is no lab."""
+    is_terminal = False
+    """Whether results are printed, and not shown as a notebook shows them."""
 
     def current_lab(self) -> Lab | None:
         """Return the lab that is there already."""

@@ -217,6 +217,10 @@ class _Requests:
         """Look at texts through several losses."""
         return self._look(self._engines.sandbox, fields)
 
+    def inspect(self, **fields: Any) -> Any:
+        """Look at every token of some texts."""
+        return self._look(self._engines.inspect, fields)
+
     def close(self) -> None:
         """End the lab now."""
         self._supervisor.end(

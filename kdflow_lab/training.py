@@ -25,7 +25,8 @@ from kdflow_lab.jobs import TrainJob
 from kdflow_lab.keeper import Keeper
 from kdflow_lab.lessons import DataLessons, Lessons
 from kdflow_lab.losses import Head
-from kdflow_lab.metrics import memory_bytes, rounded, versions
+from kdflow_lab.mean_teacher.follow import OWN, Update, may_ask, open_mean_teacher
+from kdflow_lab.metrics import idle_shares, memory_bytes, rounded, versions
 from kdflow_lab.on_policy.open import open_lessons
 from kdflow_lab.on_policy.prompts import Prompts
 from kdflow_lab.prepare import (
@@ -100,7 +101,11 @@ class Training:
             self.event("warning", message=f"Rows are padded: {self.student.why_padded}.")
         beside_lr = getattr(self.algorithm, "beside_lr", None)
         self.optimizer = make_optimizer(self.student.model, config, beside_lr=beside_lr)
-        with self.lessons_of(met, table, prompts) as self.lessons:
+        follows = (self.job, config, self.student.model, met.differs)
+        with (
+            open_mean_teacher(*follows, every=config.teacher_update_every) as self.mean_teacher,
+            self.lessons_of(met, table, prompts) as self.lessons,
+        ):
             self.learn(met)
 
     def learn(self, met: Meeting) -> None:
@@ -135,8 +140,8 @@ class Training:
             )
             self.say_started(end)
             self.loop(feed)
-        if not self.control.ended and config.eval_every is not None:
-            self.keeper.evaluate_once()
+        if not self.control.ended:
+            self.keeper.look_once()
         last = self.control.ended or "finished"
         self.keeper.checkpoint(last, must=True)
         self.event(last, step=self.step)
@@ -178,6 +183,8 @@ class Training:
     def begin(self) -> tuple[int, settings.Timeline]:
         """Load the newest checkpoint; return where the commands begin, and the changes to come."""
         self.step = self.keeper.load()
+        if self.mean_teacher is not None and self.mean_teacher.version != OWN:
+            self.teacher_changed(self.mean_teacher.hand_over(), why="resumed")
         events = self.directory.events()
         starts = [event for event in events if event["event"] == "starting"]
         line = settings.timeline(events)
@@ -214,6 +221,9 @@ class Training:
             self.step += 1
             self.record(result, plan.num_valid_tokens, lr, start, feed.take_times())
             self.lessons.learnt(self.step - 1, result.kd)
+            if self.mean_teacher is not None and self.mean_teacher.is_due(self.step):
+                self.beats.at(f"updating the teacher after step {self.step}")
+                self.teacher_changed(self.mean_teacher.update(self.step), why="due")
             skipped = self.guard.saw(
                 self.step,
                 loss=result.loss,
@@ -227,6 +237,13 @@ class Training:
                 except RunError:
                     self.keeper.checkpoint("too many skipped steps")
                     raise
+
+    def teacher_changed(self, update: Update, *, why: str) -> None:
+        """Let all who keep something of the teacher know of its new weights, and say so."""
+        assert self.mean_teacher is not None and self.teacher_head is not None
+        self.teacher_head = self.mean_teacher.head(self.teacher_head)
+        self.keeper.teacher_changed()
+        self.event("teacher_updated", step=self.step, why=why, **update._asdict())
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[StudentEnd | None]:
@@ -261,12 +278,16 @@ class Training:
     def batches(self) -> Iterator[MicroBatch | None]:
         """Yield this rank's micro-batches in the plan's order.
 
-        None stands for the end, which `set(steps=…)` may move while the run goes on, and for a
-        lesson that is not there yet.
+        None stands for the end, which `set(steps=…)` may move while the run goes on, for a lesson
+        that is not there yet, and for a step before which the teacher is still to be updated.
         """
-        step = self.step
+        step, every = self.step, self.config.teacher_update_every
         while True:
-            while step >= (self.config.steps or 0) or (lesson := self.lessons.lesson(step)) is None:
+            while (
+                step >= (self.config.steps or 0)
+                or not may_ask(step, done=self.step, every=every)
+                or (lesson := self.lessons.lesson(step)) is None
+            ):
                 yield None
             for index, by_rank in enumerate(lesson.plan.micro_batches):
                 yield pack(lesson.table, by_rank[self.place.rank], step=step, index=index)
@@ -289,6 +310,15 @@ class Training:
         if not self.leader:
             return
         step_s, teacher_wait_s, memory = highest.tolist()
+        followed: dict[str, int] = {}
+        if self.mean_teacher is not None:
+            followed["teacher_version"] = self.mean_teacher.version  # of this step's rows
+        measured = self.lessons.measured()
+        spent = {
+            "step_s": step_s,
+            "teacher_wait_s": teacher_wait_s,
+            "teacher_busy_s": busy.item(),
+        }
         self.directory.metrics(
             rounded(
                 {
@@ -299,15 +329,15 @@ class Training:
                     "ce": result.ce,
                     "agreement": result.agreement,
                     **result.extra,
-                    **self.lessons.measured(),
+                    **measured,
+                    **followed,
                     "lr": lr,
                     "grad_norm": result.grad_norm,
                     "tokens": num_valid_tokens,
                     "total_tokens": result.total_tokens,
                     "tokens_per_s": num_valid_tokens / step_s,
-                    "step_s": step_s,
-                    "teacher_wait_s": teacher_wait_s,
-                    "teacher_busy_s": busy.item(),
+                    **spent,
+                    **idle_shares(measured | spent, has_teacher=self.job.teacher is not None),
                     "memory_bytes": int(memory),
                     "time": time.time(),
                 }

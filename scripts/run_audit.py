@@ -20,7 +20,7 @@ from kdflow_lab.run import Run
 SETTLED = ("finished", "stopped", "parked")
 VARYING = (
     "attempt tokens_per_s step_s teacher_wait_s teacher_busy_s memory_bytes time "
-    "rollout_s rollout_wait_s sync_s".split()
+    "rollout_s rollout_wait_s sync_s students_idle teacher_idle rollout_idle".split()
 )  # what differs between two runs that are the same
 
 

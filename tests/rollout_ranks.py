@@ -18,9 +18,9 @@ from kdflow_lab.errors import KDFlowLabError
 from kdflow_lab.load import load_model
 from kdflow_lab.rollout.client import RolloutEnd
 from kdflow_lab.rollout.sampling import Sampling
-from kdflow_lab.rollout.segment import WeightSegment
 from kdflow_lab.rollout.weights import entries_of, write
 from kdflow_lab.student.fsdp import Student
+from kdflow_lab.transport.segment import WeightSegment
 
 STOPS = (3, 7, 11, 15, 19, 23, 27, 31)
 NEW = 20

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdflow_lab.align.reasons import OTHER, printable, reason, why_changed
 from kdflow_lab.align.vocabulary import TokenizerPair, Vocabulary
 from kdflow_lab.align.walk import CHANGED, PLACED
+
+if TYPE_CHECKING:
+    from kdflow_lab.widgets.alignment import AlignmentLens
 
 Span = tuple[int, int, int, int]
 SPELLED = 10
@@ -83,6 +87,8 @@ class Alignment:
         span_bytes: (start, end) of each span in the bytes of the text.
         special: Special tokens that are taken for each other, by role.
         pair: Both vocabularies.
+        tokenizers: The teacher's and the student's, where they are known: the lens shows their
+            templates.
     """
 
     text: str
@@ -93,6 +99,7 @@ class Alignment:
     span_bytes: list[tuple[int, int]]
     special: list[SpecialPair]
     pair: TokenizerPair
+    tokenizers: tuple[Any, Any] | None = field(default=None, compare=False)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -165,3 +172,20 @@ class Alignment:
         from kdflow_lab.align.tables import alignment_table
 
         return alignment_table(self)
+
+    def show(self) -> AlignmentLens:
+        """Return the alignment lens: both tokenizations as strips, with bridges between them."""
+        from kdflow_lab.widgets.alignment import AlignmentLens
+
+        return AlignmentLens(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture as a file: HTML if its name ends so, else SVG."""
+        return self.show().save(path)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        lens = self.show()
+        return {"text/html": lens.html(), "image/svg+xml": lens.svg(), "text/plain": repr(self)}
+
+    def _ipython_display_(self) -> None:
+        self.show()._ipython_display_()  # pyright: ignore[reportPrivateUsage]

@@ -60,11 +60,12 @@ def align(
             f"The text holds {text[error.start]!r} at {error.start}, half of a surrogate pair, "
             "which UTF-8 cannot hold. Expected valid text. Decode it with errors='replace'."
         ) from None
-    pair = TokenizerPair.of(teacher_tokenizer, student_tokenizer)
+    tokenizers = teacher_tokenizer, student_tokenizer
+    pair = TokenizerPair.of(*tokenizers)
     sides = [
         _Tokens.of_text(tokenizer, vocabulary, table, text, add_special_tokens)
         for tokenizer, vocabulary, table in zip(
-            (teacher_tokenizer, student_tokenizer),
+            tokenizers,
             (pair.teacher, pair.student),
             unit_tables(pair),
             strict=True,
@@ -76,11 +77,11 @@ def align(
     if pair.same and sides[0].ids == sides[1].ids:
         found = sides[0].walk(reference)
         _fill(found, len(reference))
-        return _finish(pair, sides, reference, [found, found], identical=True)
+        return _finish(pair, tokenizers, sides, reference, [found, found], identical=True)
     reference, blank = _with_blank(sides, reference)
     walks = [side.walk(reference, blank) for side in sides]
     _demote_spelled(sides, walks)
-    return _finish(pair, sides, reference, walks, blank=blank)
+    return _finish(pair, tokenizers, sides, reference, walks, blank=blank)
 
 
 def align_response(
@@ -104,11 +105,12 @@ def align_response(
         DataError: An id is negative.
         ModelError: The bytes of a tokenizer's tokens are not known.
     """
-    pair = TokenizerPair.of(teacher_tokenizer, student_tokenizer)
+    tokenizers = teacher_tokenizer, student_tokenizer
+    pair = TokenizerPair.of(*tokenizers)
     sides = [
         _Tokens.of_ids(tokenizer, vocabulary, table, ids, name)
         for tokenizer, vocabulary, table, ids, name in zip(
-            (teacher_tokenizer, student_tokenizer),
+            tokenizers,
             (pair.teacher, pair.student),
             unit_tables(pair),
             (teacher_ids, student_ids),
@@ -121,11 +123,12 @@ def align_response(
             side.pieces = [piece or NO_UNITS for piece in side.pieces]
         reference = "".join(sides[0].pieces)
         found = sides[0].walk(reference)
-        return _finish(pair, sides, reference, [found, found], identical=True)
+        return _finish(pair, tokenizers, sides, reference, [found, found], identical=True)
     wrote = ["".join(side.pieces) for side in sides]
     reference = reference_of([pair.teacher, pair.student], wrote, text)
     reference, blank = _with_blank(sides, reference)
-    return _finish(pair, sides, reference, [side.walk(reference) for side in sides], blank=blank)
+    walks = [side.walk(reference) for side in sides]
+    return _finish(pair, tokenizers, sides, reference, walks, blank=blank)
 
 
 @dataclass(slots=True)
@@ -243,6 +246,7 @@ def _demote_spelled(sides: Sequence[_Tokens], walks: Sequence[Walk]) -> None:
 
 def _finish(
     pair: TokenizerPair,
+    tokenizers: tuple[Any, Any],
     sides: Sequence[_Tokens],
     reference: str,
     walks: Sequence[Walk],
@@ -293,4 +297,5 @@ def _finish(
         span_bytes,
         special,
         pair,
+        tokenizers,
     )

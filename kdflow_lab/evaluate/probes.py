@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from kdflow_lab.data.table import tokens_run
 from kdflow_lab.evaluate import probe_file
+from kdflow_lab.evaluate.inspect_table import cu_seqlens_of, every_token, places, predicted
 from kdflow_lab.evaluate.probe_file import read
+from kdflow_lab.evaluate.sandbox import token_texts
 from kdflow_lab.evaluate.taught_rows import TaughtRows
 from kdflow_lab.losses import token_statistics
 from kdflow_lab.student.group import share
@@ -48,6 +48,7 @@ class Probes:
         k: int = 10,
         timeout_s: float | None = None,
         across: Across | None = None,
+        tokenizer: Any = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -62,6 +63,8 @@ class Probes:
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
             across: Compares tokens if the teacher has another tokenizer: then of all that compares
                 only `forward_kl` is written, and of response tokens.
+            tokenizer: The student's, which says the texts of the tokens on rank 0, the only one
+                that needs it; None leaves them out.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
@@ -71,18 +74,14 @@ class Probes:
         self._teacher_head = None if teacher is None else teacher_head
         self._k = k
         self._table = table
-        every_token = np.ones_like(table.response_mask)
-        every_token[table.offsets[:-1]] = 0  # nothing predicts a row's first token
-        asked = dataclasses.replace(
-            table, response_mask=every_token, teacher=None, start=None, end=None
-        )
+        self._tokenizer = tokenizer
+        asked = every_token(table)
         meets = {"place": place, "timeout_s": timeout_s}
         self._rows = TaughtRows(asked, teacher=teacher if table.teacher is None else None, **meets)
         self._answers = None
         if table.teacher is not None and teacher is not None:
             self._answers = TaughtRows(table, teacher=teacher, **meets)
-        ends = np.cumsum(tokens_run(table.lengths))
-        self._cu_seqlens = np.concatenate([[0], ends]).astype(np.int32)
+        self._cu_seqlens = cu_seqlens_of(table)
 
     def write(self, directory: RunDirectory, step: int) -> Path:
         """Inspect the student as it is now; all ranks call it together, rank 0 writes.
@@ -101,13 +100,13 @@ class Probes:
             TransportError: The first time: the teacher failed or died.
             OSError: On every rank: the file cannot be written.
         """
-        arrays = self._texts() | self._statistics()
+        arrays = predicted(self._table) | self._statistics()
         path = directory.probes / f"{step}.safetensors"
         problem = None
         if dist.get_rank() == 0:
             k = arrays["student_topk_ids"].shape[1]
             try:
-                probe_file.save(path, arrays, step=step, k=k)
+                probe_file.save(path, arrays, step=step, k=k, texts=self._texts(arrays))
             except OSError as error:
                 problem = error
         problem = share(problem)
@@ -115,19 +114,11 @@ class Probes:
             raise problem
         return path
 
-    def _texts(self) -> dict[str, np.ndarray]:
-        """What the rows say, and where they are."""
-        table = self._table
-        is_last = np.zeros(len(table.input_ids), dtype=bool)
-        is_last[table.offsets[1:] - 1] = True
-        place = np.flatnonzero(~is_last)
-        return {
-            "input_ids": table.input_ids[place],
-            "labels": table.input_ids[place + 1],
-            "response": table.response_mask[place + 1].astype(bool),
-            "cu_seqlens": self._cu_seqlens,
-            "row_index": table.row_index,
-        }
+    def _texts(self, arrays: dict[str, np.ndarray]) -> dict[int, str] | None:
+        """The text of every id in the arrays, if the tokenizer is known."""
+        if self._tokenizer is None:
+            return None
+        return token_texts(self._tokenizer, probe_file.ids_in(arrays))
 
     def _statistics(self) -> dict[str, np.ndarray]:
         """Look at every token; the whole arrays on every rank, in the table's order."""
@@ -148,15 +139,14 @@ class Probes:
         """Forward KL of this rank's response tokens where the teacher reads other ids, Float[P]."""
         found = torch.zeros(int(self._cu_seqlens[-1]))
         if dist.get_rank() == 0:  # the other ranks add their values to it
-            found[~torch.from_numpy(self._texts()["response"])] = torch.nan
+            found[~torch.from_numpy(predicted(self._table)["response"])] = torch.nan
         for batch, teacher_hidden in rows:
             tokens = self._student.per_token(
                 batch, teacher_hidden, self._teacher_head, self._across
             )
             if batch.data_rows:
                 # where each token that is run stands, and of those the ones that predict a label
-                places = self._places(batch)[batch.rows]
-                found[places] = tokens.kd.float().cpu()
+                found[self._places(batch)[batch.rows]] = tokens.kd.float().cpu()
         return found
 
     def _look(self, batch: MicroBatch, teacher_hidden: Tensor | None) -> dict[str, Tensor]:
@@ -173,13 +163,17 @@ class Probes:
                 k=self._k,
             ),
         )
-        return {
-            name: values.to("cpu", torch.float32 if values.is_floating_point() else torch.int32)
-            for name, values in statistics.items()
-        }
+        return {name: torch.from_numpy(array) for name, array in plain(statistics).items()}
 
     def _places(self, batch: MicroBatch) -> Tensor:
         """Where a micro-batch's tokens stand in the whole arrays, Int64[T]."""
-        starts, ends = self._cu_seqlens[:-1], self._cu_seqlens[1:]
-        runs = [np.arange(starts[row], ends[row], dtype=np.int64) for row in batch.data_rows]
-        return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *runs]))
+        return torch.from_numpy(places(self._cu_seqlens, batch.data_rows))
+
+
+def plain(statistics: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors as the arrays of a probe file: float32 or int32, on the CPU."""
+    kinds = {True: torch.float32, False: torch.int32}
+    return {
+        name: values.to("cpu", kinds[values.is_floating_point()]).numpy()
+        for name, values in statistics.items()
+    }

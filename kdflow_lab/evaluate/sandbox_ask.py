@@ -165,7 +165,7 @@ def checked_data(texts: Any, split: str, rows: int) -> Any:
     if isinstance(texts, str):
         if any(mark in texts.strip() for mark in " \n") and not Path(texts).expanduser().exists():
             raise ConfigError(
-                f"There is no data {texts!r}. A text to look at stands in a list: sandbox([text])."
+                f"There is no data {texts!r}. A text to look at stands in a list: [text]."
             )
         return texts
     if not isinstance(texts, list | tuple):

@@ -6,6 +6,7 @@ all of them make the same plan from the same data.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,17 @@ class _Subject:
     """The model that is looked at, with its data."""
 
     def __init__(self, job: SubjectJob) -> None:
-        place = job.place
-        torch.set_num_threads(place.threads)
-        self.rank, self.world_size = place.rank, place.world_size
-        self.device = torch.device(place.torch_device)
+        torch.set_num_threads(job.place.threads)
         self.dataset: Dataset = sources.load(
             job.data, split=job.split, rows=job.rows, seed=job.seed
         )
+        self._load(job)
+
+    def _load(self, job: SubjectJob) -> None:
+        """Load the model and its tokenizer."""
+        place = job.place
+        self.rank, self.world_size = place.rank, place.world_size
+        self.device = torch.device(place.torch_device)
         if job.is_run:
             directory = RunDirectory(job.model)
             model = load_hf(directory)
@@ -96,7 +101,7 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
     table, _ = tokenize_for_both(
         subject.dataset,
         subject.tokenizer,
-        _teacher_tokenizer(job),
+        teacher_tokenizer(job),
         pair=pair,
         max_length=job.options["max_length"],
         truncation="error",
@@ -178,12 +183,13 @@ def _score_rows(
 
 def pair_of(subject: _Subject, job: SubjectJob) -> TokenizerPair | None:
     """Return the vocabularies of teacher and model; None where they have one tokenizer."""
-    theirs = _teacher_tokenizer(job)
+    theirs = teacher_tokenizer(job)
     different = difference(theirs, subject.tokenizer)
     return TokenizerPair.of(theirs, subject.tokenizer) if different else None
 
 
-def _teacher_tokenizer(job: SubjectJob) -> Any:
+def teacher_tokenizer(job: SubjectJob) -> Any:
+    """Load the teacher's tokenizer."""
     return load_tokenizer(_teacher_of(job).path, trust_remote_code=job.trust_remote_code)
 
 
@@ -204,7 +210,7 @@ def heads_of(
         head = head.cut(min(len(pair.student), head.width))
         return head, teacher_head.to(subject.device).cut(min(len(pair.teacher), teacher_head.width))
     shared = shared_vocabulary(
-        _teacher_tokenizer(job),
+        teacher_tokenizer(job),
         subject.tokenizer,
         teacher_rows=teacher_head.weight.shape[0],
         student_rows=Head.of(subject.model).weight.shape[0],
@@ -227,21 +233,44 @@ def hidden_of_both(
         TransportError: The teacher failed or died.
     """
     teacher = _teacher_of(job)
-    packed = not why_not_packed(subject.model)
-    own_attention = subject.model.config._attn_implementation
-    if packed:
-        use_packed_attention(subject.model)
     rank, world_size = subject.rank, subject.world_size
     batches = batches_of(table, rank=rank, world_size=world_size)
-    with connect(
-        batches, job.place.socket or "", rank=rank, world_size=world_size, teacher=teacher
-    ) as end:
+    with (
+        _packing(subject) as packed,
+        connect(
+            batches, job.place.socket or "", rank=rank, world_size=world_size, teacher=teacher
+        ) as end,
+    ):
         for batch, teacher_hidden in ask(batches, end):
             if batch.input_ids.numel():
                 hidden = _hidden(subject, batch, packed)
                 yield batch, hidden, teacher_hidden.to(subject.device)
+
+
+def hidden_alone(subject: _Subject, table: TokenTable) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+    """Yield this rank's micro-batches, but empty ones, with the model's hidden states alone.
+
+    Yields:
+        The micro-batch of T response tokens, and the model's rows, Float[T, Hs].
+    """
+    with _packing(subject) as packed:
+        for batch in batches_of(table, rank=subject.rank, world_size=subject.world_size):
+            if batch.input_ids.numel():
+                yield batch, _hidden(subject, batch, packed)
+
+
+@contextlib.contextmanager
+def _packing(subject: _Subject) -> Iterator[bool]:
+    """Let the model run rows without padding for a while, if it can; tell whether."""
+    packed = not why_not_packed(subject.model)
+    own_attention = subject.model.config._attn_implementation
     if packed:
-        subject.model.set_attn_implementation(own_attention)
+        use_packed_attention(subject.model)
+    try:
+        yield packed
+    finally:
+        if packed:
+            subject.model.set_attn_implementation(own_attention)
 
 
 def _teacher_of(job: SubjectJob) -> TeacherInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 from kdflow_lab.errors import ModelError, ShapeError
 from kdflow_lab.losses._lora import Adapter, adapter_of
 
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Where a head of its own is."""
 EMBEDDINGS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 """Where the rows of a head are that is tied to the embeddings."""
 
@@ -74,20 +76,51 @@ class Head:
             ModelError: The folder holds no config, or no tensor that is a head.
         """
         folder = Path(path)
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except FileNotFoundError:
+        head = cls.found(lambda names: _read_tensor(folder, names), _config(folder), dtype=dtype)
+        if head is None:
+            raise ModelError(_no_head(folder))
+        return head
+
+    @classmethod
+    def among(cls, tensors: Mapping[str, Tensor], path: str | Path, *, dtype: torch.dtype) -> Head:
+        """Take the head from a model's tensors in memory.
+
+        Args:
+            tensors: By their names in the plain model; tied ones may come once.
+            path: Folder of a model of that architecture, whose config is read.
+            dtype: Of the head; a tensor that has it is not copied.
+
+        Raises:
+            ModelError: The folder holds no config, or no tensor is a head.
+        """
+
+        def get(names: tuple[str, ...]) -> Tensor | None:
+            return next((tensors[name] for name in names if name in tensors), None)
+
+        head = cls.found(get, _config(Path(path)), dtype=dtype)
+        if head is None:
+            names = " or ".join((*HEADS, *EMBEDDINGS))
             raise ModelError(
-                f"{folder} is not a model folder: it has no config.json. Pass a folder in Hugging "
-                "Face format."
-            ) from None
-        weight = _read_tensor(folder, ("lm_head.weight", "embed_out.weight"))
+                f"No head among {len(tensors)} tensors of a model like {path}: expected {names}."
+            )
+        return head
+
+    @classmethod
+    def found(
+        cls,
+        get: Callable[[tuple[str, ...]], Tensor | None],
+        config: dict[str, Any],
+        *,
+        dtype: torch.dtype,
+    ) -> Head | None:
+        """Take the head from wherever `get` finds the first tensor of some names; None for none."""
+        weight = get(HEADS)
         if weight is None or config.get("tie_word_embeddings"):
-            tied = _read_tensor(folder, EMBEDDINGS)
+            tied = get(EMBEDDINGS)
             weight = tied if tied is not None else weight
         if weight is None:
-            raise ModelError(_no_head(folder))
-        bias = _read_tensor(folder, ("lm_head.bias",))
+            return None
+        bias = get(("lm_head.bias",))
         return cls(
             weight.to(dtype),
             None if bias is None else bias.to(dtype),
@@ -186,11 +219,22 @@ def head_rows(path: str | Path) -> int:
         ModelError: There is no head in it.
     """
     folder = Path(path)
-    names = ("lm_head.weight", "embed_out.weight", *EMBEDDINGS)
+    names = (*HEADS, *EMBEDDINGS)
     shape = _read(folder, names, lambda tensors, name: tensors.get_slice(name).get_shape())
     if shape is None:
         raise ModelError(_no_head(folder))
     return int(shape[0])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Read a model's config."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json. Pass a folder in Hugging "
+            "Face format."
+        ) from None
 
 
 def _no_head(folder: Path) -> str:

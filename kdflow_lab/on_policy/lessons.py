@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SHORT_S = 0.5
 """How long rank 0 waits for answers before the ranks meet again."""
+PARTS = 4
+"""Micro-batches of a step, at least: the teacher reads one while the students learn from the one
+before. Off-policy it reads ahead into the next step; here the next step is not written yet."""
 PINNED = 4
 """Prompts that are answered again at every checkpoint."""
 
@@ -277,7 +280,8 @@ class WrittenLessons:
                 if index * share_of <= sample.prompt < (index + 1) * share_of
             ]
             part = table.take(np.array(mine, np.int64))
-            plan = plan_of(part, self._config, self._world_size, len(mine)).step(0)
+            parts = 1 if self._config.teacher_batches_per_phase else PARTS
+            plan = plan_of(part, self._config, self._world_size, len(mine), parts=parts).step(0)
             made.numbers[group * steps + index] = mine
             made.lessons[group * steps + index] = Lesson(part, plan)
 

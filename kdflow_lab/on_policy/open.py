@@ -74,6 +74,7 @@ def open_lessons(
             most=config.max_new_tokens,
             sampled=config.sampling_temperature > 0,
             attempt=job.attempt,
+            teacher_tokenizer=theirs,
         )
     patience_s = max(config.timeout_s, PATIENCE_S)
     with RolloutEnd(place.rollouts, rank=place.rank, buffers=buffers, patience_s=patience_s) as end:

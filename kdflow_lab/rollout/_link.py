@@ -17,7 +17,7 @@ from kdflow_lab.transport import sockets
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kdflow_lab.rollout.segment import WeightSegment
+    from kdflow_lab.transport.segment import WeightSegment
 
 _RETRY_S = 0.05
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kdflow_lab.rollout.sampling import Sample, Sampling
-    from kdflow_lab.rollout.segment import WeightSegment
+    from kdflow_lab.transport.segment import WeightSegment
 
 Progress = Callable[[int, int], None]
 

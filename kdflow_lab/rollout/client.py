@@ -18,9 +18,9 @@ import torch.distributed as dist
 from kdflow_lab.errors import KDFlowLabError, TransportError
 from kdflow_lab.rollout import parcels
 from kdflow_lab.rollout._link import Asked, Link, Rollouts
-from kdflow_lab.rollout.segment import WeightSegment
 from kdflow_lab.rollout.weights import BUCKET_BYTES, entries_of, write
 from kdflow_lab.student.group import made_by_leader, share
+from kdflow_lab.transport.segment import WeightSegment
 
 if TYPE_CHECKING:
     from typing import Self

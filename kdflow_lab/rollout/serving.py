@@ -29,9 +29,9 @@ import torch
 from kdflow_lab.beats import Beats
 from kdflow_lab.rollout import parcels
 from kdflow_lab.rollout.sampling import Sampling, to_arrays
-from kdflow_lab.rollout.segment import WeightSegment
 from kdflow_lab.teacher.sglang import wire
 from kdflow_lab.transport import sockets
+from kdflow_lab.transport.segment import WeightSegment
 
 if TYPE_CHECKING:
     from kdflow_lab.rollout.base import RolloutBackend

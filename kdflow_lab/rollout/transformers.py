@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdflow_lab.errors import ModelError
-from kdflow_lab.load import load_model
+from kdflow_lab.load import check_fit, load_model, put_weights
 from kdflow_lab.rollout.decode import Decoder
-from kdflow_lab.rollout.segment import NO_VERSION
 from kdflow_lab.teacher.transformers import own_dtype
+from kdflow_lab.transport.segment import NO_VERSION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kdflow_lab.rollout.base import Progress
     from kdflow_lab.rollout.sampling import Sample, Sampling
-    from kdflow_lab.rollout.segment import WeightSegment
+    from kdflow_lab.transport.segment import WeightSegment
 
 
 class TransformersRollout:
@@ -59,18 +59,7 @@ class TransformersRollout:
 
     def weights(self, segment: WeightSegment) -> None:
         """See `RolloutBackend.weights`."""
-        names = dict(self._model.named_parameters(remove_duplicate=False))
-        given = {entry.name: entry for entry in segment.entries}
-        if unknown := [name for name in given if name not in names]:
-            raise ModelError(_misfit(f"{unknown[0]} is not a parameter of the rollout model"))
-        for name, entry in given.items():
-            if tuple(names[name].shape) != entry.shape:
-                ours = tuple(names[name].shape)
-                raise ModelError(_misfit(f"{name} is {entry.shape}, the rollout's is {ours}"))
-        covered = {id(names[name]) for name in given}
-        missing = [name for name, one in names.items() if id(one) not in covered]
-        if missing:
-            raise ModelError(_misfit(f"{missing[0]} is missing in it"))
+        check_fit(self._model, segment, whose="rollout engine")
         self._segment, old = segment, self._segment
         if old is not None:
             old.close()
@@ -80,19 +69,7 @@ class TransformersRollout:
         if self._segment is None:
             raise ModelError("No weights were handed over yet.")
         self._segment.check(buffer, version)
-        names = dict(self._model.named_parameters(remove_duplicate=False))
-        made: dict[int, torch.nn.Parameter] = {}
-        for entry in self._segment.entries:
-            weight = self._segment.view(entry, buffer)
-            if self.copies:
-                weight = weight.to(self.device)
-            parameter = torch.nn.Parameter(weight, requires_grad=False)
-            made.setdefault(id(names[entry.name]), parameter)
-            self._put(entry.name, parameter)
-        given = {entry.name for entry in self._segment.entries}
-        for name, old in names.items():
-            if name not in given:
-                self._put(name, made[id(old)])  # stays tied
+        put_weights(self._model, self._segment, buffer, self.device)
         self._segment.check(buffer, version)
         self.version = version
 
@@ -110,11 +87,3 @@ class TransformersRollout:
 
     def close(self) -> None:
         """See `RolloutBackend.close`: there is nothing but memory."""
-
-    def _put(self, name: str, parameter: torch.nn.Parameter) -> None:
-        owner, _, leaf = name.rpartition(".")
-        setattr(self._model.get_submodule(owner), leaf, parameter)
-
-
-def _misfit(what: str) -> str:
-    return f"The student's weights do not fit the model that the rollout engine loaded: {what}."

@@ -7,7 +7,7 @@ shard, and appear under the names of the layers that they adapt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdflow_lab.errors import ModelError
 from kdflow_lab.losses._lora import adapter_of
-from kdflow_lab.rollout.segment import NO_VERSION, Entry, WeightSegment, laid_out
+from kdflow_lab.transport.segment import NO_VERSION, Entry, WeightSegment, laid_out
 
 BUCKET_BYTES = 64 << 20
 _PEFT = "base_model.model."
@@ -114,14 +114,52 @@ def write(
     Raises:
         ModelError: A parameter is sharded in another way than by rows over all ranks.
     """
+    reshard(model)
+    write_sources(
+        sources(model),
+        segment,
+        dtype=dtype,
+        version=version,
+        buffer=buffer,
+        bucket_bytes=bucket_bytes,
+    )
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Give every rank only its own rows: FSDP may keep the root whole after a forward pass."""
     for module in model.modules():
-        if hasattr(module, "reshard"):  # FSDP may keep the root whole after a forward pass
+        if hasattr(module, "reshard"):
             module.reshard()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def write_sources(
+    found: Sequence[Source],
+    segment: WeightSegment | None,
+    *,
+    dtype: torch.dtype,
+    version: int,
+    buffer: int = 0,
+    bucket_bytes: int = BUCKET_BYTES,
+) -> None:
+    """Put parameters into a buffer; every rank calls it. See `write`.
+
+    Args:
+        found: The same on every rank, in one order.
+        segment: Made for their names and shapes; None on all ranks but the first.
+        dtype: Of the segment; what travels is cast already.
+        version: Of the weights.
+        buffer: Which; nobody may be reading it.
+        bucket_bytes: Largest part that is gathered at once, in that dtype.
+
+    Raises:
+        ModelError: A parameter is sharded in another way than by rows over all ranks.
+    """
     if segment is not None:
         segment.stamp(buffer, NO_VERSION)
     entries = {} if segment is None else {entry.name: entry for entry in segment.entries}
     pending: list[_Piece] = []
-    for source in sources(model):
+    for source in found:
         entry = entries.get(source.name)
         target = None if segment is None or entry is None else segment.view(entry, buffer)
         for piece in _pieces(source, target, dtype, bucket_bytes):
@@ -163,7 +201,7 @@ def _pieces(
     parameter = source.parameter
     if not hasattr(parameter, "to_local"):
         if target is not None:
-            target.copy_(_merged(source, parameter.detach()))
+            target.copy_(merged(source, parameter.detach()))
         return
     placements = parameter.placements
     world_size = _world_size()
@@ -173,7 +211,7 @@ def _pieces(
             f"{source.name} is placed as {placements} on a mesh of {parameter.device_mesh.size()}; "
             f"expected its rows to be sharded over all {world_size} ranks, as fully_shard does."
         )
-    local = _merged(source, parameter.to_local().detach())
+    local = merged(source, parameter.to_local().detach())
     rows = parameter.shape[0]
     share = -(-rows // world_size)  # the split of torch.chunk, which FSDP2 takes
     row_bytes = max(1, parameter.shape[1:].numel() * dtype.itemsize)
@@ -187,8 +225,16 @@ def _pieces(
         yield _Piece(local[start:stop], stop - start, row_bytes, targets)
 
 
-def _merged(source: Source, local: Tensor) -> Tensor:
-    """Add the adapters' product to a shard of the weight they adapt; float32 in between."""
+def merged(source: Source, local: Tensor) -> Tensor:
+    """Add the adapters' product to a shard of the weight they adapt; float32 in between.
+
+    Args:
+        source: The parameter.
+        local: Its rows on this rank.
+
+    Returns:
+        `local` itself where nothing is to be added.
+    """
     if source.layer is None:
         return local
     adapter = adapter_of(source.layer)

@@ -1,10 +1,11 @@
 """Checkpoints of a run by torch.distributed.checkpoint: all that the next step depends on.
 
 `checkpoints/<step>/` holds the sharded weights and the optimizer's state, the random state of every
-rank, what the algorithm keeps, and `state.json`: the step (which is the place in the data, since
-the data plan is a function of it) and the size of every file. The folder is written under another
-name, brought to the disk, and renamed when it is whole. A file that is missing or shorter than
-`state.json` says marks a damaged checkpoint, which is not taken (`kdflow_lab.checkpoints`).
+rank, what the algorithm keeps, the weights of a teacher that follows, and `state.json`: the step
+(which is the place in the data, since the data plan is a function of it) and the size of every
+file. The folder is written under another name, brought to the disk, and renamed when it is whole. A
+file that is missing or shorter than `state.json` says marks a damaged checkpoint, which is not
+taken (`kdflow_lab.checkpoints`).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     *,
     algorithm: dict[str, Any] | None = None,
+    teacher: dict[str, torch.Tensor] | None = None,
     **fields: Any,
 ) -> Path:
     """Write the checkpoint of a step; every rank calls it.
@@ -62,6 +64,8 @@ def save(
         model: The sharded student.
         optimizer: Its optimizer.
         algorithm: Tensors that the algorithm keeps, the same on every rank or sharded.
+        teacher: Weights of a teacher that follows the student, sharded; `teacher_version` must be
+            among the fields then.
         **fields: Put into `state.json` and into the `checkpoint` event.
 
     Raises:
@@ -81,7 +85,7 @@ def save(
     try:
         _raise(share(problem), step)
         moments = bool(optimizer.state)
-        state = _state_of(model, optimizer if moments else None, algorithm)
+        state = _state_of(model, optimizer if moments else None, algorithm, teacher)
         device = _device_of(model)
         state[f"rng/{dist.get_rank()}"] = _random_state(device)
         with quiet():
@@ -119,6 +123,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     *,
     algorithm: dict[str, Any] | None = None,
+    teacher: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint into a student and its optimizer; every rank calls it.
 
@@ -130,6 +135,7 @@ def load(
         model: The sharded student.
         optimizer: Its optimizer.
         algorithm: Tensors to be filled in place.
+        teacher: Likewise; left as they are where no `teacher_version` was saved.
 
     Returns:
         What `state.json` says.
@@ -139,7 +145,9 @@ def load(
     """
     saved = read_state(path)
     moments = saved.get("moments", True)
-    state = _state_of(model, optimizer if moments else None, algorithm)
+    if "teacher_version" not in saved:
+        teacher = None
+    state = _state_of(model, optimizer if moments else None, algorithm, teacher)
     device = _device_of(model)
     same_place = (saved["ranks"], saved["device"]) == (_world(), device)
     mine = f"rng/{dist.get_rank()}"
@@ -177,7 +185,10 @@ def not_read(path: Path, error: BaseException) -> RunError:
 
 
 def _state_of(
-    model: Any, optimizer: torch.optim.Optimizer | None, algorithm: dict[str, Any] | None
+    model: Any,
+    optimizer: torch.optim.Optimizer | None,
+    algorithm: dict[str, Any] | None,
+    teacher: dict[str, torch.Tensor] | None,
 ) -> dict[str, Any]:
     """What DCP writes and reads; without the optimizer where it has made no update.
 
@@ -191,6 +202,8 @@ def _state_of(
         state = {"model": weights, "optimizer": moments}
     if algorithm:
         state["algorithm"] = algorithm
+    if teacher:
+        state["teacher"] = teacher
     return state
 
 

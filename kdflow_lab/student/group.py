@@ -115,6 +115,19 @@ def made_by_leader(make: Callable[[], ValueT]) -> ValueT | None:
         return None if made is None else made.result()
 
 
+def made_once(make: Callable[[], ValueT]) -> ValueT:
+    """Make something small on rank 0, however long it takes, and give it to all, or the error."""
+    problem, value = None, None
+    try:
+        value = made_by_leader(make)
+    except Exception as error:
+        problem = error
+    problem = share(problem)
+    if problem is not None:
+        raise problem
+    return share(value)
+
+
 def share_arrays(arrays: dict[str, Any] | None) -> dict[str, Any]:
     """Give every rank the numpy arrays that rank 0 holds, without pickling them."""
     if dist.get_world_size() == 1:

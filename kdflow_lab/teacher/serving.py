@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from kdflow_lab.beats import Beats
 from kdflow_lab.errors import TransportError
 from kdflow_lab.teacher.base import serve
+from kdflow_lab.teacher.weights import WeightServing
 from kdflow_lab.transport.teacher_end import TeacherEnd
 
 if TYPE_CHECKING:
     from typing import Self
 
     from kdflow_lab.teacher.base import Teacher
+    from kdflow_lab.teacher.weights import Follower
 
 
 class Turns:
@@ -51,7 +53,14 @@ class Serving:
     """
 
     def __init__(
-        self, teacher: Teacher, path: str, aside: str | None, *, world_size: int, threads: int
+        self,
+        teacher: Teacher,
+        path: str,
+        aside: str | None,
+        *,
+        world_size: int,
+        threads: int,
+        weights: str | None = None,
     ) -> None:
         """Listen at both paths and start to serve.
 
@@ -61,6 +70,8 @@ class Serving:
             aside: Socket of its evaluations; None for none.
             world_size: Students of the job, which take part in every session.
             threads: CPU threads of the teacher's matrix products.
+            weights: Socket of the weights of a teacher that follows the student, a `Follower`;
+                None for one that stays as it is.
 
         Raises:
             TransportError: A socket cannot be made.
@@ -73,9 +84,15 @@ class Serving:
         self._closed = False
         self._session: TeacherEnd | None = None
         self._training = TeacherEnd(path, world_size=world_size)
+        self._weights: WeightServing | None = None
         try:
+            if weights is not None:
+                follower = cast("Follower", teacher)
+                self._weights = WeightServing(follower, weights, self._turns, threads=threads)
             self._next_session()
         except TransportError:
+            if self._weights is not None:
+                self._weights.close()
             self._training.close()
             raise
         self._threads = [
@@ -86,6 +103,11 @@ class Serving:
         self._beats.__enter__()
         for thread in self._threads:
             thread.start()
+
+    @property
+    def follows(self) -> bool:
+        """Whether the teacher takes the students' weights."""
+        return self._weights is not None
 
     def close(self) -> None:
         """End both threads and leave no socket behind; students that wait are told.
@@ -99,6 +121,8 @@ class Serving:
         if session is not None:
             session.close()
         self._training.close()
+        if self._weights is not None:
+            self._weights.close()
         for thread in self._threads:
             thread.join()
         self._beats.__exit__()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
-from kdflow_lab.load import load_model
+from kdflow_lab.attention import PackedIndex, decode, use_packed_attention, why_not_packed
+from kdflow_lab.errors import ModelError
+from kdflow_lab.load import check_fit, load_model, put_parameter, put_weights
+from kdflow_lab.losses import Head
+from kdflow_lab.teacher import canary
 from kdflow_lab.transport.cuda_ipc import Writer, write_rows, writer_on
+from kdflow_lab.transport.segment import NO_VERSION
 
 if TYPE_CHECKING:
     from kdflow_lab.transport.request import Request
+    from kdflow_lab.transport.segment import WeightSegment
 
 
 class TransformersTeacher:
@@ -48,14 +54,32 @@ class TransformersTeacher:
         """
         self.device = torch.device(device)
         self.dtype = own_dtype(path, self.device) if dtype == "auto" else getattr(torch, dtype)
-        model = load_model(path, dtype=self.dtype, trust_remote_code=trust_remote_code).eval()
+        self._path, self._trust = path, trust_remote_code
+        self._segment: WeightSegment | None = None
+        self._load_own()
+
+    def _load_own(self) -> None:
+        """Load the model of the folder."""
+        model = load_model(self._path, dtype=self.dtype, trust_remote_code=self._trust).eval()
         self.why_padded = why_not_packed(model)
         """Why rows are padded; empty if they are packed."""
         if not self.why_padded:
             use_packed_attention(model)
         self.hidden_size = int(model.config.get_text_config().hidden_size)
         self._pad_id = model.config.get_text_config().pad_token_id or 0
+        self._model: Any = model.requires_grad_(False)
+        self._drop_head()
         self._decoder = model.get_decoder().to(self.device)
+        self.version = NO_VERSION
+        """Of the weights: the student's step; `NO_VERSION` for those of the folder."""
+
+    def _drop_head(self) -> None:
+        """Give back the memory of what is not the decoder's; its names and shapes stay."""
+        kept = {id(one) for one in self._model.get_decoder().parameters()}
+        for name, one in list(self._model.named_parameters(remove_duplicate=False)):
+            if id(one) not in kept:
+                empty = torch.nn.Parameter(torch.empty_like(one, device="meta"), False)
+                put_parameter(self._model, name, empty)
 
     def fill(self, requests: Sequence[Request]) -> None:
         """See `Teacher.fill`."""
@@ -81,6 +105,67 @@ class TransformersTeacher:
 
     def close(self) -> None:
         """See `Teacher.close`: there is nothing but memory, which goes with the last reference."""
+
+    # -- following the student --------------------------------------------------------------------
+
+    def weights(self, segment: WeightSegment) -> None:
+        """See `Follower.weights`."""
+        check_fit(self._model, segment, whose="teacher")
+        dtypes = {entry.dtype for entry in segment.entries}
+        if dtypes != {str(self.dtype).removeprefix("torch.")}:
+            raise ModelError(f"The teacher computes in {self.dtype}, but was given {dtypes}.")
+        self._segment, old = segment, self._segment
+        if old is not None:
+            old.close()
+
+    def load(self, version: int) -> dict[str, float]:
+        """See `Follower.load`: on a CPU nothing is copied, the parameters are the segment."""
+        if self._segment is None:
+            raise ModelError("No weights were handed over yet.")
+        self._segment.check(0, version)
+        head = Head.among(self._segment.views(0), self._path, dtype=self.dtype)
+        put_weights(self._model, self._segment, 0, self.device)
+        drift = self.check(head)
+        self._drop_head()
+        self._segment.check(0, version)
+        self.version = version
+        return drift
+
+    def restore(self) -> None:
+        """See `Follower.restore`: they are read again, so a run costs no copy of them."""
+        if self._segment is None:
+            return
+        self._load_own()
+        self._segment.close()
+        self._segment, self.asleep = None, False
+
+    @torch.inference_mode()
+    def check(self, head: Head) -> dict[str, float]:
+        """Compare packed rows and the students' head with the model's own forward pass.
+
+        Args:
+            head: The students' copy, on the CPU; the model's own must be whole.
+
+        Raises:
+            ModelError: They drifted further than the dtype's rounding explains.
+        """
+        ids, cu_seqlens = canary.prompts(self._model.config.get_text_config().vocab_size)
+        out = torch.empty(len(ids), self.hidden_size, dtype=self.dtype)
+        self.hidden_states(ids, cu_seqlens, torch.arange(len(ids)), out)
+        ours = canary.recomputed(head, out, ids, cu_seqlens)
+        own = [self._own(ids[start:stop]) for start, stop in pairwise(cu_seqlens.tolist())]
+        advice = "Please report the model."
+        return canary.judge(ours - torch.cat(own), self.dtype, whose="transformers", advice=advice)
+
+    def _own(self, ids: Tensor) -> Tensor:
+        """Float32[tokens - 1]: a row's log-probabilities by the model itself, in nats."""
+        packed: dict[str, Any] = {}
+        if not self.why_padded:
+            ends = torch.tensor([0, len(ids)], dtype=torch.int32)
+            packed["packed"] = PackedIndex.of(ends, self.device)
+        row = ids.to(self.device)[None]
+        logits = self._model(input_ids=row, use_cache=False, **packed).logits[0, :-1].float()
+        return logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0].cpu()
 
     @property
     def writer(self) -> Writer | None:

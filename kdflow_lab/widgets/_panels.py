@@ -1,4 +1,4 @@
-"""What the four panels of a run's figure show, once for the live and for the static figure.
+"""What a run's figure shows in four panels and a strip, once for the live and the static figure.
 
 Colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell
 apart; lines of one panel differ in their dashes as well.
@@ -61,6 +61,8 @@ PANELS = (
     ),
 )
 """In reading order: two a row."""
+STRIP_TITLE = "Who waits for whom"
+"""The strip below the panels; its phases are `kdflow_lab.widgets._timeline.PHASES`."""
 
 
 def explanation(window: int, *, marked: bool) -> str:

@@ -6,6 +6,7 @@ raw values the smallest and largest of each stretch (no spike is lost), of the m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdflow_lab.metrics import idle_shares
+from kdflow_lab.widgets._timeline import Timeline, timeline
+
 Floats = NDArray[np.float32]
 Steps = NDArray[np.int32]
 
+WHEN = "%Y-%m-%d %H:%M:%S"
 LIVE_POINTS = 1000
 """Raw points a curve in a live figure."""
 WINDOW_SHARE = 0.02
@@ -44,6 +49,22 @@ class Mark:
     step: int
     loss: float
     text: str
+    """What was changed, such as `lr = 0.001`."""
+    by: str = ""
+    """Who asked for it."""
+    time: float | None = None
+    """When it was made, Unix seconds."""
+
+    @property
+    def who_and_when(self) -> str:
+        """Such as `pid 4711, 2026-11-26 14:03:22`; empty if neither is known."""
+        when = "" if self.time is None else time.strftime(WHEN, time.localtime(self.time))
+        return ", ".join(part for part in (self.by, when) if part)
+
+    @property
+    def detail(self) -> str:
+        """What was changed, by whom and when, in one line."""
+        return f"{self.text} ({self.who_and_when})" if self.who_and_when else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +76,21 @@ class Series:
     marks: list[Mark]
     window: int
     """Steps of the running mean."""
+    timeline: Timeline
+    """What students, teacher and rollout engine did with their time."""
 
 
-def _share(record: dict[str, Any], part: str, *, rest: bool = False) -> float:
-    """A part of the step's time in percent, or what is left beside it; NaN if not measured."""
-    step_s, part_s = record.get("step_s"), record.get(part)
-    if not step_s or part_s is None:
-        return float("nan")
-    share = min(1.0, max(0.0, part_s / step_s))
-    return 100 * (1 - share if rest else share)
+def _idle(role: str, needs: str) -> Callable[[dict[str, Any]], float]:
+    """How long a role waited, in percent of the step; NaN where `needs` was not measured."""
+
+    def read(record: dict[str, Any]) -> float:
+        if not record.get("step_s") or record.get(needs) is None:
+            return float("nan")
+        name = f"{role}_idle"
+        share = record[name] if name in record else idle_shares(record)[name]  # of older runs
+        return float("nan") if share is None else 100 * share
+
+    return read
 
 
 def _plain(key: str, scale: float = 1.0) -> Callable[[dict[str, Any]], float]:
@@ -80,8 +107,8 @@ QUANTITIES: dict[str, Callable[[dict[str, Any]], float]] = {
     "ce": _plain("ce"),
     "agreement": _plain("agreement", 100),
     "tokens_per_s": _plain("tokens_per_s"),
-    "students_wait": lambda record: _share(record, "teacher_wait_s"),
-    "teacher_idle": lambda record: _share(record, "teacher_busy_s", rest=True),
+    "students_wait": _idle("students", "teacher_wait_s"),
+    "teacher_idle": _idle("teacher", "teacher_busy_s"),
 }
 """What is drawn, read from a record of `metrics.jsonl`; shares are percentages."""
 OF_TEACHER = ("kd", "students_wait", "teacher_idle")
@@ -115,7 +142,12 @@ def series(
         mean = running_mean(values, window)
         every = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), points // 2)).astype(int))
         curves[name] = Curve(index[kept], values[kept], index[every], mean[every])
-    return Series(curves=curves, marks=_marks(index, records, events), window=window)
+    return Series(
+        curves=curves,
+        marks=_marks(index, records, events),
+        window=window,
+        timeline=timeline(records, has_teacher=not alone),
+    )
 
 
 def running_mean(values: Floats, window: int) -> Floats:
@@ -153,14 +185,33 @@ def extremes(values: Floats, points: int) -> NDArray[np.intp]:
 
 
 def _marks(index: Steps, records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[Mark]:
-    """Where options were changed; a change before the first step has no place on the curve."""
+    """Where options were changed; a change before the first step has no place on the curve.
+
+    What a resumed attempt makes again, because an earlier one had made it, is one change.
+    """
     marks = []
     for event in events:
-        if event["event"] != "set" or not len(index):
+        if event["event"] != "set" or event.get("replayed") or not len(index):
             continue
         step = int(event.get("step", 0))
         nearest = records[int(np.abs(index - step).argmin())]
-        changes = ", ".join(f"{key} = {value}" for key, value in event.get("changes", {}).items())
         loss = nearest.get("loss")
-        marks.append(Mark(step, float("nan") if loss is None else float(loss), changes))
+        marks.append(
+            Mark(
+                step,
+                float("nan") if loss is None else float(loss),
+                changes_in_words(event.get("changes", {})),
+                by=str(event.get("by") or ""),
+                time=event.get("time"),
+            )
+        )
     return marks
+
+
+def changes_in_words(changes: dict[str, Any]) -> str:
+    """Write changed options as `lr = 0.001, loss = reverse_kl`.
+
+    That another loss begins with its own parameters goes without saying.
+    """
+    said = {name: value for name, value in changes.items() if (name, value) != ("loss_params", {})}
+    return ", ".join(f"{name} = {value}" for name, value in (said or changes).items())

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kdflow_lab.progress import summary
+from kdflow_lab.widgets._advice import advice
 from kdflow_lab.widgets._series import Series, series
 from kdflow_lab.widgets._svg import draw
 
@@ -48,4 +49,4 @@ def bundle(run: Run, *, interactive: bool) -> dict[str, Any]:
 def _svg_and_series(run: Run) -> tuple[str, Series]:
     now = summary(run)
     data = series(run.records, run.events, steps=now.steps, points=POINTS)
-    return draw(data, str(now)), data
+    return draw(data, str(now), advice=advice(run.records, run.config)), data

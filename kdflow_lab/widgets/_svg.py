@@ -8,14 +8,21 @@ background of its own.
 from __future__ import annotations
 
 import math
+import textwrap
 from html import escape
 
 import numpy as np
 
+from kdflow_lab.widgets import _svg_strip
 from kdflow_lab.widgets._panels import INK, PANELS, Line, Panel, explanation
 from kdflow_lab.widgets._series import Floats, Mark, Series, Steps
 
-WIDTH, HEIGHT = 960, 500
+WIDTH = 960
+PANELS_HEIGHT = 500
+"""Of headline and panels; the strip, the advice and the changes come below."""
+LINE_HEIGHT = 17
+MOST_MARKS = 12
+"""Changes that are listed in words; all are marked on the curve."""
 HEADLINE = 112
 """Characters of a headline that fit."""
 MARGIN_LEFT, MARGIN_TOP = 58, 62
@@ -24,18 +31,20 @@ STRIDE_X, STRIDE_Y = 475, 232
 DASHES = {"solid": "", "dash": ' stroke-dasharray="7 4"', "dot": ' stroke-dasharray="2 3"'}
 
 
-def draw(data: Series, headline: str) -> str:
-    """Draw the four panels below a headline.
+def draw(data: Series, headline: str, *, advice: str = "") -> str:
+    """Draw the four panels below a headline, and below them who waits for whom.
 
     Args:
         data: The series, already thinned to a few hundred points.
         headline: State, step and figures of the run.
+        advice: One line about who waits; may be empty.
 
     Returns:
-        An SVG document of `WIDTH` x `HEIGHT` that scales to the width of the page.
+        An SVG document of `WIDTH` and `height(data, advice)` that scales to the width of the page.
     """
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {WIDTH} {height(data, advice)}" width="{WIDTH}" '
         f'role="img" font-family="sans-serif" font-size="12" fill="{INK}">',
         f"<title>{escape(headline)}</title>",
         f'<text x="4" y="20" font-size="14" font-weight="bold">{escape(_fitting(headline))}</text>',
@@ -47,8 +56,30 @@ def draw(data: Series, headline: str) -> str:
         parts.append(f'<g transform="translate({x},{y})">')
         parts += _panel(panel, data, last, with_x_title=number >= 2)
         parts.append("</g>")
+    parts.append(f'<g transform="translate({MARGIN_LEFT},{PANELS_HEIGHT + 30})">')
+    parts += _svg_strip.strip(data.timeline, width=STRIDE_X + PANEL_WIDTH, last=last)
+    parts.append("</g>")
+    y = PANELS_HEIGHT + 30 + _svg_strip.height(data.timeline) + 14
+    for text in _lines_below(data, advice):
+        parts.append(f'<text x="{MARGIN_LEFT}" y="{y}">{escape(text)}</text>')
+        y += LINE_HEIGHT
     parts.append("</svg>")
     return "\n".join(parts)
+
+
+def height(data: Series, advice: str = "") -> int:
+    """Height of a drawing in pixels."""
+    below = LINE_HEIGHT * len(_lines_below(data, advice))
+    return PANELS_HEIGHT + 30 + _svg_strip.height(data.timeline) + 10 + below
+
+
+def _lines_below(data: Series, advice: str) -> list[str]:
+    """The advice, and the newest changes: a picture on a web page shows no tooltips."""
+    lines = textwrap.wrap(advice, HEADLINE + 26)
+    shown = data.marks[-MOST_MARKS:]
+    if len(shown) < len(data.marks):
+        lines.append(f"◆ {len(data.marks) - len(shown)} earlier changes")
+    return lines + [_fitting(f"◆ step {mark.step}: {mark.detail}") for mark in shown]
 
 
 def _fitting(headline: str) -> str:
@@ -167,7 +198,7 @@ def _mark(mark: Mark, axis: list[float], last: int) -> str:
     x, y = PANEL_WIDTH * mark.step / last, _y(mark.loss, axis)
     return (
         f'<path d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6-6z" stroke="#fff">'
-        f"<title>step {mark.step}: {escape(mark.text)}</title></path>"
+        f"<title>step {mark.step}: {escape(mark.detail)}</title></path>"
         f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" font-size="11">{escape(mark.text)}</text>'
     )
 

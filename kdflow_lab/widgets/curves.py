@@ -1,4 +1,4 @@
-"""The live figure of a run: curves, state, and buttons.
+"""The live figure of a run: curves, who waits for whom, buttons and knobs, memory and alarms.
 
 `RunFigure` shows a run from its directory alone, so it can be made again at any time. While the run
 lives, one thread polls the directory and is the only writer of the plotly `FigureWidget`. A run
@@ -14,51 +14,35 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdflow_lab.bars import in_notebook
 from kdflow_lab.errors import RunError
-from kdflow_lab.progress import summary
+from kdflow_lab.progress import Summary, summary
 from kdflow_lab.rundir import ENDED
 from kdflow_lab.widgets import _static
+from kdflow_lab.widgets._advice import advice
+from kdflow_lab.widgets._live import LivePlot
 
 if TYPE_CHECKING:
     import ipywidgets
     from IPython.display import DisplayHandle
 
     from kdflow_lab.run import Run
+    from kdflow_lab.widgets.health import RunHealth
     from kdflow_lab.widgets.status import StatusHeader
 
 POLL_S = 0.25
-PATIENCE_S = 12.0
-"""How long a page may take to load and draw plotly before data is sent to it anyway."""
+FREED_AFTER_S = 10.0
+"""How long no page may show the view before its plot is freed; it comes back when one does."""
+LINGER_S = 3.0
+"""How long a view that was replaced by its static forms is kept: the page lets it go meanwhile."""
 KEPT_OPEN = 3
 """Live views of ended runs that stay open, for pages that were saved before the end."""
 
 _views: list[RunFigure] = []
 """The figures with a live view, oldest first; at most one a run, so that none piles up."""
-
-
-class _DrawnOnce:
-    """True as soon as a page has drawn a `FigureWidget` for the first time.
-
-    What is sent to a figure that the page still loads is lost, and an error there. A drawn figure
-    reports its traces; a kernel that is busy with a cell hears that late, so patience ends.
-    """
-
-    def __init__(self, figure: Any) -> None:
-        """Listen from now on."""
-        self._until = time.monotonic() + PATIENCE_S
-        self._reported = False
-        figure.observe(self._report, names=["_js2py_traceDeltas", "_js2py_layoutDelta"])
-
-    def _report(self, _: Any) -> None:
-        self._reported = True
-
-    def __bool__(self) -> bool:
-        return self._reported or time.monotonic() > self._until
 
 
 class RunFigure:
@@ -75,6 +59,7 @@ class RunFigure:
         self._reader = type(run)(run.path)  # a Run is read by one thread at a time
         self._live = False
         self._shell: Any = None
+        self._config: dict[str, Any] = {}
 
     # -- static ---------------------------------------------------------------------------------
 
@@ -124,6 +109,7 @@ class RunFigure:
         import ipywidgets
         from IPython.core.getipython import get_ipython
 
+        from kdflow_lab.widgets.health import RunHealth
         from kdflow_lab.widgets.status import StatusHeader
 
         for other in [view for view in _views if view.run.path == self.run.path]:
@@ -131,54 +117,77 @@ class RunFigure:
         for other in [view for view in _views if not view._live][:-KEPT_OPEN]:
             other.close()
         _views.append(self)
-        header = StatusHeader(self.run)
-        header.show(summary(self._reader))
-        self.widget = ipywidgets.VBox([header])
+        self._config = self._reader.config
+        header, health = StatusHeader(self.run), RunHealth()
+        self._show(self._reader, None, header, health)
+        self.widget = ipywidgets.VBox([header, health])
         self._live = True
         self._shell = get_ipython()
         self._shell.events.register("post_run_cell", self._at_end_of_cell)
         threading.Thread(
             target=self._follow,
-            args=(self.widget, header),
+            args=(self.widget, header, health),
             name=f"kdflow-figure-{self.run.name}",
             daemon=True,
         ).start()
 
-    def _follow(self, box: ipywidgets.VBox, header: StatusHeader) -> None:
+    def _follow(self, box: ipywidgets.VBox, header: StatusHeader, health: RunHealth) -> None:
         """Keep the view at the state of the run until it ends; the only writer of the figure."""
+        plot: LivePlot | None = None
         try:
-            import plotly.graph_objects as go
-
-            from kdflow_lab.widgets._plotly import empty_figure, fill
-            from kdflow_lab.widgets._series import series
-
             run = type(self.run)(self.run.path)
-            # The first FigureWidget takes seconds (5 MB of JavaScript): no cell waits for it here.
-            figure = go.FigureWidget(empty_figure())
-            figure._config = figure._config | {"responsive": True}
-            drawn_once = _DrawnOnce(figure)
-            if self._leave.is_set():
-                figure.close()
-                return
-            box.children = (header, figure)
-            drawn = None
-            while not self._leave.wait(POLL_S):
+            while not self._leave.is_set():
                 if not run.directory.config_file.exists():
                     raise RunError(f"{run.path} was deleted.")
-                now, events = summary(run), run.events
-                header.show(now)
-                if drawn != (now.step, len(events)) and drawn_once:
-                    drawn = (now.step, len(events))
-                    data = series(run.records, events, steps=now.steps)
-                    with self._lock:
-                        # settled by the end of a cell: the page has no plot any more to fill
-                        if self._live:
-                            fill(figure, data)
+                if header.unseen_s > FREED_AFTER_S:
+                    plot = self._show_plot(box, plot, None)  # the cell was cleared
+                elif plot is None:
+                    # The first one takes seconds (5 MB of JavaScript): no cell waits for it here.
+                    new = LivePlot()
+                    if self._leave.is_set():
+                        new.close()
+                        return
+                    plot = self._show_plot(box, plot, new)
+                now = self._show(run, plot, header, health)
                 if now.ended:
                     self._settle()
                     return
+                self._leave.wait(POLL_S)
         except Exception as error:  # else the thread would die without a word
             header.note = f"This figure no longer follows the run. {type(error).__name__}: {error}"
+
+    def _show_plot(
+        self, box: ipywidgets.VBox, old: LivePlot | None, new: LivePlot | None
+    ) -> LivePlot | None:
+        """Put a plot between head and foot, or take it away and free it."""
+        if new is not old:
+            header, *_, health = box.children
+            box.children = (header, health) if new is None else (header, new.figure, health)
+            if old is not None:
+                old.close()
+        return new
+
+    def _show(
+        self, run: Run, plot: LivePlot | None, header: StatusHeader, health: RunHealth
+    ) -> Summary:
+        """Bring all parts of the view up to date; return where the run stands."""
+        from kdflow_lab.widgets._series import series
+
+        now, records, events = summary(run), run.records, run.events
+        header.show(now)
+        header.show_options(self._config, events, checkpoints=run.checkpoints)
+        health.show(records, events)
+        version = (now.step, len(events))
+        if plot is None or plot.drawn == version:
+            return now
+        data = series(records, events, steps=now.steps)
+        header.show_times(data.timeline, advice(records, self._config))
+        if plot.ready and not header.unseen_s:  # a page whose cell was cleared has no plot to fill
+            with self._lock:
+                # settled by the end of a cell: the page has no plot any more to fill
+                if self._live:
+                    plot.fill(data, version)
+        return now
 
     def _settle(self) -> None:
         """Put the static forms of the ended run in the place of the live view."""
@@ -204,6 +213,14 @@ class RunFigure:
             self._shell.events.unregister("post_run_cell", self._at_end_of_cell)
         if self._live:
             self._settle()
-        for widget in (*self.widget.children, self.widget):
-            widget.close()
-        self.widget = None
+        # a page that still draws what it was sent would report it to a widget that is gone
+        box, self.widget = self.widget, None
+        timer = threading.Timer(LINGER_S, _close, args=(box,))
+        timer.daemon = True
+        timer.start()
+
+
+def _close(box: ipywidgets.VBox) -> None:
+    """Free a view, here and on the page."""
+    for widget in (*box.children, box):
+        widget.close()

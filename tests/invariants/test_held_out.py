@@ -87,10 +87,12 @@ def _tokens(rows: list[Any], students: list[Any], teachers: list[Any]) -> dict[s
         "jsd": ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1)) / 2,
         "agreement": p.argmax(-1) == q.argmax(-1),
     }
-    for name, probability in (("student", q), ("teacher", p)):
+    for name, probability, side in (("student", q, students), ("teacher", p, teachers)):
+        logits = torch.cat(side).numpy()
         values |= {
             f"{name}_entropy": -(probability * np.log(probability)).sum(-1),
             f"{name}_logprob": np.log(probability[np.arange(len(labels)), labels]),
+            f"{name}_logit": logits[np.arange(len(labels)), labels],
             f"{name}_logps": np.log(probability),
         }
     return values
@@ -133,9 +135,14 @@ def test_probes_hold_every_token_as_plain_models_see_it(
         expected = {key: values[: ends[-1]] for key, values in tokens.items()}
         del expected["agreement"]
         expected |= {"cu_seqlens": ends, "row_index": np.arange(PROBE_ROWS)}
-        for model in ("student", "teacher"):
+        logps = {model: expected.pop(f"{model}_logps") for model in ("student", "teacher")}
+        for model, other in (("student", "teacher"), ("teacher", "student")):
             ours = {key: found.pop(f"{model}_{key}") for key in ("rank", "topk_ids")}
-            expected |= _check_order(ours, expected.pop(f"{model}_logps"), tokens, model)
+            expected |= _check_order(ours, logps[model], tokens, model)
+            listed = ours["topk_ids"].astype(np.int64)
+            expected[f"{other}_logprobs_of_{model}_topk"] = np.take_along_axis(
+                logps[other], listed, -1
+            )
         assert found.keys() == expected.keys()
         for key, values in expected.items():
             if np.issubdtype(values.dtype, np.floating):

@@ -49,8 +49,51 @@ export class Element {
     for (let at = this; at; at = at.parent) if (at.className.split(" ").includes(name)) return at;
     return null;
   }
+  remove() {
+    if (this.parent) this.parent.children = this.parent.children.filter((one) => one !== this);
+    this.parent = null;
+  }
+  focus() {
+    this.focused = true;
+    this.dispatch("focusin");
+  }
+  addEventListener(type, listener) {
+    this.listeners ??= [];
+    this.listeners.push([type, listener]);
+  }
+  // Fire an event here, as far up as someone listens; returns it.
+  dispatch(type, fields = {}) {
+    const event = { type, target: this, prevented: false, ...fields };
+    event.preventDefault = () => (event.prevented = true);
+    event.stopPropagation = () => {};
+    for (let at = this; at; at = at.parent) {
+      at[`on${type}`]?.(event);
+      for (const [name, listener] of at.listeners ?? []) if (name === type) listener(event);
+    }
+    return event;
+  }
   click() {
     if (!this.disabled && this.onclick) this.onclick();
+  }
+  get classList() {
+    const names = () => this.className.split(" ").filter(Boolean);
+    return {
+      contains: (name) => names().includes(name),
+      toggle: (name, on) => {
+        this.className = [...names().filter((one) => one !== name), ...(on ? [name] : [])].join(" ");
+      },
+    };
+  }
+  getBoundingClientRect() {
+    return { top: 0, bottom: 0, height: 0 };
+  }
+  // What somebody types, or chooses in a menu.
+  typeText(value) {
+    this.value = value;
+    if (this.oninput) this.oninput();
+  }
+  press(key) {
+    if (this.onkeydown) this.onkeydown({ key });
   }
   *all() {
     for (const child of this.children) {
@@ -92,6 +135,8 @@ export function install() {
   Object.assign(globalThis, {
     document: {
       createElement: (tag) => new Element(tag),
+      createElementNS: (_, tag) => new Element(tag),
+      body: new Element("body"),
       write: () => {
         throw new Error("document.write interprets text as HTML");
       },
@@ -127,8 +172,11 @@ export class Model {
   off(event, handler) {
     this.handlers.set(event, (this.handlers.get(event) ?? []).filter((one) => one !== handler));
   }
-  emit(event) {
-    for (const handler of this.handlers.get(event) ?? []) handler();
+  save_changes() {
+    this.saved = (this.saved ?? 0) + 1;
+  }
+  emit(event, ...rest) {
+    for (const handler of this.handlers.get(event) ?? []) handler(...rest);
   }
   // What the kernel sent.
   receive(state) {

@@ -1,21 +1,17 @@
 // The header of a run's figure (widgets/status.js) in a document written by hand.
 
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { after, beforeEach, test } from "node:test";
+import { beforeEach, test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 import { Element, Model, install, livingObservers } from "./dom.mjs";
 
-// A page takes any .js as an ES module; node wants it to be called .mjs.
 const checkout = fileURLToPath(new URL("../../widgets", import.meta.url));
-const source = await readFile(join(process.env.KDFLOW_WIDGETS ?? checkout, "status.js"), "utf8");
-const folder = await mkdtemp(join(tmpdir(), "kdflow-js-"));
-after(() => rm(folder, { recursive: true }));
-await writeFile(join(folder, "status.mjs"), source);
-const status = (await import(pathToFileURL(join(folder, "status.mjs")))).default;
+const file = join(process.env.KDFLOW_WIDGETS ?? checkout, "status.js");
+const source = await readFile(file, "utf8");
+const status = (await import(pathToFileURL(file))).default;
 
 const STATE = {
   name: "my-run",
@@ -25,7 +21,17 @@ const STATE = {
   step: 3,
   steps: 10,
   asked: "",
+  knobs: [],
+  pending: {},
+  errors: {},
+  settled: "",
+  advice: "",
+  idle: "",
+  checkpoints: [],
+  fork_fields: [],
+  forked: {},
 };
+const SHOWN = { command: "shown" };
 
 let windowEvents;
 beforeEach(() => {
@@ -42,12 +48,12 @@ function show(changes = {}) {
 }
 
 const enabled = ({ button }) =>
-  ["pause", "resume", "stop"].filter((name) => !button(name).disabled);
+  ["pause", "resume", "stop", "checkpoint"].filter((name) => !button(name).disabled);
 
 const BUTTONS = {
   starting: ["stop"],
-  running: ["pause", "stop"],
-  paused: ["resume", "stop"],
+  running: ["pause", "stop", "checkpoint"],
+  paused: ["resume", "stop", "checkpoint"],
   stopping: [],
   finished: [],
   stopped: [],
@@ -65,8 +71,8 @@ for (const [state, buttons] of Object.entries(BUTTONS)) {
 test("the buttons carry their names", () => {
   const { button } = show();
   assert.deepEqual(
-    ["pause", "resume", "stop"].map((name) => button(name).textContent),
-    ["Pause", "Resume", "Stop"],
+    ["pause", "resume", "stop", "checkpoint", "fork"].map((name) => button(name).textContent),
+    ["Pause", "Resume", "Stop", "Checkpoint", "Fork …"],
   );
 });
 
@@ -74,16 +80,17 @@ for (const [name, state, shown] of [
   ["pause", "running", "pausing …"],
   ["resume", "paused", "resuming …"],
   ["stop", "running", "stopping …"],
+  ["checkpoint", "running", "saving …"],
 ]) {
   test(`a click on ${name} asks for it and shows at once`, () => {
     const view = show({ state });
     view.button(name).click();
-    assert.deepEqual(view.model.sent, [{ command: name }]);
+    assert.deepEqual(view.model.sent, [SHOWN, { command: name }]);
     assert.equal(view.el.byClass("state").textContent, shown);
     assert.equal(view.el.byClass("state").dataset.state, state);
     assert.deepEqual(enabled(view), []);
     view.button("stop").click();
-    assert.equal(view.model.sent.length, 1, "one click at a time");
+    assert.equal(view.model.sent.length, 2, "one click at a time");
   });
 }
 
@@ -91,7 +98,7 @@ test("the run's answer enables the buttons of its new state", () => {
   const view = show();
   view.button("pause").click();
   view.model.receive({ state: "paused", asked: "" });
-  assert.deepEqual(enabled(view), ["resume", "stop"]);
+  assert.deepEqual(enabled(view), ["resume", "stop", "checkpoint"]);
   assert.equal(view.el.byClass("state").textContent, "paused");
 });
 
@@ -115,14 +122,16 @@ test("the bar moves while the steps are unknown, and lies at zero if they stay s
 
 test("text of the run is never interpreted as HTML", () => {
   const evil = "<img src=x onerror=alert(1)><script>alert(2)</script> & more";
-  const view = show({ name: evil, headline: evil, note: evil, state: evil });
-  for (const place of ["name", "figures", "note", "state"]) {
+  const texts = { name: evil, headline: evil, note: evil, state: evil, idle: evil, advice: evil };
+  const view = show(texts);
+  for (const place of ["name", "figures", "note", "state", "idle", "advice"]) {
     const element = view.el.byClass(place);
     assert.equal(element.textContent, evil);
     assert.equal(element.children.length, 0);
   }
   const tags = new Set([...view.el.all()].map((element) => element.tagName));
-  assert.deepEqual([...tags].sort(), ["BUTTON", "DIV", "PROGRESS", "SPAN", "STYLE"]);
+  const known = "BUTTON CODE DIV LABEL OPTION PROGRESS SELECT SPAN STYLE";
+  assert.deepEqual([...tags].sort(), known.split(" "));
   assert.doesNotMatch(source, /innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(/);
 });
 
@@ -134,6 +143,7 @@ test("a closed view no longer listens", () => {
   const view = show();
   assert.equal(livingObservers().length, 2);
   view.close();
+  assert.deepEqual(view.model.sent, [SHOWN, { command: "hidden" }]); // so that it can be freed
   view.model.receive({ state: "paused" });
   assert.equal(view.el.byClass("state").textContent, "running");
   assert.equal(livingObservers().length, 0);

@@ -16,7 +16,8 @@ from kdflow_lab.losses import divergence
 from kdflow_lab.metrics import COLUMNS
 
 SMALL = {"data": "zoo/tasks", "rows": 256, "batch_size": 16, "lr": 1e-3}
-TIMES = ["tokens_per_s", "step_s", "teacher_wait_s", "teacher_busy_s", "memory_bytes", "time"]
+TIMES = ["tokens_per_s", "step_s", "teacher_wait_s", "teacher_busy_s", "students_idle"]
+TIMES += ["teacher_idle", "memory_bytes", "time"]
 
 
 def _metrics(run: kd.Run) -> Any:

@@ -89,6 +89,11 @@ def test_lines_are_read_as_they_were_written(strict: kd.Run) -> None:
             looked += 1
             assert len(line["kl"]) == len(line["ids"])
             assert min(line["kl"]) > -1e-4
+            tops, own = (line[f"teacher_{name}logprobs"] for name in ("top_", ""))
+            for at, (token, top) in enumerate(zip(line["ids"], line["teacher_ids"], strict=True)):
+                assert tops[at] == own[at] if token == top else tops[at] >= own[at]
+            assert len(line["tokens"]) == len(line["teacher_tokens"]) == line["length"]
+            assert line["kl_max"] == max(line["kl"])
     assert looked >= STEPS
 
 

@@ -112,6 +112,27 @@ def test_probes_across_tokenizers_compare_the_answers(across: kd.Lab) -> None:
     assert "teacher_logprob" not in arrays and len(arrays["student_logprob"]) == len(answers)
 
 
+def test_an_inspection_across_tokenizers_compares_the_answers(across: kd.Lab) -> None:
+    found = across.inspect("zoo/tasks", rows=6).inspection
+    assert found is not None
+    assert found.quantities == ["forward_kl", "student_entropy", "surprise", "rank"]
+    assert "The teacher reads other tokens" in found.note
+    answers, kl = found.arrays["response"], found.values("forward_kl")
+    assert np.isnan(kl[~answers]).all() and (~answers).any()
+    scored = across.evaluate("zoo/tasks", rows=6, generate=False)
+    assert kl[answers].mean() == pytest.approx(scored.kl, rel=1e-5)
+    # sampled tokens have no counterparts, and that is said
+    row = found.rows[0]
+    sample = {"prompt_ids": row.ids[:-3], "ids": row.ids[-3:]}
+    alone = across.inspect([sample]).inspection
+    assert alone is not None
+    assert alone.quantities == ["student_entropy", "surprise", "rank"]
+    assert "the student alone" in alone.note
+    np.testing.assert_allclose(
+        alone.values("surprise"), found.values("surprise")[row.places], atol=1e-4
+    )
+
+
 def test_projectors_are_trained_saved_and_resumed(across: kd.Lab) -> None:
     """`dskd` learns projectors beside the student: two halves equal one whole run."""
     options = {**SHORT, "algorithm": "dskd", "seed": 3}

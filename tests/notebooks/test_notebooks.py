@@ -12,6 +12,7 @@ from notebook_runner import NotebookRunner, code_cells
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("**/[!.]*.ipynb"))
 MAX_BYTES = 1_000_000
+STORIES = ("01_quickstart", "02_losses", "03_lenses", "04_on_policy", "05_cross_tokenizer")
 
 
 def _name(path: Path) -> str:
@@ -19,7 +20,7 @@ def _name(path: Path) -> str:
 
 
 def test_there_are_notebooks() -> None:
-    names = {"01_quickstart.ipynb", "02_losses.ipynb", "05_cross_tokenizer.ipynb"}
+    names = {f"{name}.ipynb" for name in STORIES}
     assert {FOLDER / name for name in names} <= set(NOTEBOOKS)
 
 

@@ -24,7 +24,8 @@ from kdflow_lab.load import load_model
 from kdflow_lab.rollout import make_rollout
 from kdflow_lab.rollout.client import RolloutEnd
 from kdflow_lab.rollout.sampling import Sampling
-from kdflow_lab.rollout.sglang.backend import SglangRollout, check_names
+from kdflow_lab.rollout.sglang.backend import SglangRollout
+from kdflow_lab.teacher.sglang.loader import check_names
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -140,10 +141,10 @@ def test_answers_can_be_given_up_and_errors_do_not_end_it(
 
 def test_names_that_sglang_would_pass_over_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.experts is not"):
-        check_names(["model.norm.weight", "model.experts"], folder)
+        check_names(["model.norm.weight", "model.experts"], folder, instead="another")
     tied = models.write_model("qwen3", tmp_path / "tied")
     with pytest.raises(ModelError, match=r"lm_head\.weight"):
-        check_names(["lm_head.weight"], tied)
+        check_names(["lm_head.weight"], tied, instead="another")
 
 
 def test_a_killed_scheduler_is_noticed_and_leaves_nothing(tmp_path: Path, socket: Path) -> None:

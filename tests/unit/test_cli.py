@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fakes import FAILED, FINISHED, RUNNING, FakeFigure, running, steps, write_run
+from inspections import random_inspection, write_probes
 
 from kdflow_lab import cli
 from kdflow_lab.config import DistillConfig
@@ -19,6 +20,7 @@ from kdflow_lab.errors import ClusterError
 from kdflow_lab.lab import Lab
 from kdflow_lab.run import Run
 from kdflow_lab.rundir import RunDirectory
+from kdflow_lab.widgets.divergence import DivergenceLens
 
 Capture = pytest.CaptureFixture[str]
 LAB = ("--teacher", "org/t", "--student", "org/s")
@@ -91,6 +93,9 @@ def test_help_of_distill_has_the_labs_options_too(capsys: Capture) -> None:
         ("export", "kdflow export needs a folder: export [RUN[@STEP]] PATH."),
         ("plot", "kdflow plot needs --save FILE: a shell shows no figure."),
         ("help distil", "Did you mean 'distill'?"),
+        ("inspect --text x", "Say --teacher and --student"),
+        ("inspect --text x --teacher org/t", "Say --student"),
+        ("inspect --top 5", "--top goes with --text"),
     ],
 )
 def test_what_is_not_understood_ends_with_2(
@@ -190,7 +195,7 @@ def test_runs_of_another_folder(tmp_path: Path, capsys: Capture) -> None:
 def test_status_is_the_summary_and_the_path(tmp_path: Path, capsys: Capture) -> None:
     write_run(tmp_path / "a", FAILED, steps(3))
     assert cli.main(["status", "a"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("a: failed · step 3/10 · loss 0.3333")
     assert first.endswith("the loss is not a number.")
     assert second == str(tmp_path / "a")
@@ -424,3 +429,68 @@ def test_eval_of_a_run_takes_its_models_from_it(
     assert labs[0].config.students == 3
     assert cli.main(["eval", "a", "--dir", str(tmp_path / "far"), "--students", "1"]) == 0
     assert labs[1].config.students == 1
+
+
+# -- inspect --------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_the_newest_probes_of_a_run(tmp_path: Path, capsys: Capture) -> None:
+    run = write_run(tmp_path / "a", FINISHED)
+    for step in (0, 30):
+        write_probes(run.path, step)
+    assert cli.main(["inspect", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("a at step 30: forward KL [nats] of 12 tokens in 2 texts")
+    assert "student expected" in out and "\x1b" not in out and err == ""
+    assert cli.main(["inspect", "a@0", "--by", "rank"]) == 0
+    assert capsys.readouterr().out.startswith("a at step 0: student's rank of the token")
+    # what would load a widget, or start a lab, is not even imported
+    code = (
+        "import sys; from kdflow_lab import cli; cli.main(['inspect', 'a']); "
+        "print([one for one in ('torch', 'anywidget', 'kdflow_lab.lab') if one in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_inspect_says_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
+    run = write_run(tmp_path / "a", FINISHED)
+    assert cli.main(["inspect", "a"]) == 1
+    assert "a has ended without probes" in capsys.readouterr().err
+    write_probes(run.path, 10)
+    assert cli.main(["inspect", "a@7"]) == 1
+    assert "There are: 10" in capsys.readouterr().err
+    assert cli.main(["inspect", "a", "--by", "ranks"]) == 2
+    assert "Did you mean 'rank'" in capsys.readouterr().err
+    assert cli.main(["inspect", "a@10", "--text", "x", *LAB]) == 2
+    assert "leave @STEP out" in capsys.readouterr().err
+
+
+def test_inspect_asks_a_run_that_trains(tmp_path: Path, capsys: Capture) -> None:
+    with running(tmp_path / "a") as run:
+        assert cli.main(["inspect", "a"]) == 0
+        assert capsys.readouterr().out == (
+            "a: asked for new probes; they come before its next step.\n"
+        )
+        (command,) = (run.path / "control.jsonl").read_text().splitlines()
+        assert json.loads(command)["command"] == "inspect"
+
+
+def test_inspect_of_a_text_uses_the_labs_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, labs: list[Lab]
+) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def inspect(self: Lab, texts: Any, **options: Any) -> DivergenceLens:
+        asked.append((texts, options))
+        return DivergenceLens(random_inspection(), quantity=options.get("quantity"))
+
+    monkeypatch.setattr(Lab, "inspect", inspect)
+    words = ["inspect", "--text", "It is 4.", "--top", "7", "--by", "jsd"]
+    assert cli.main([*words, *LAB]) == 0
+    assert "Jensen-Shannon divergence" in capsys.readouterr().out
+    assert asked == [(["It is 4."], {"quantity": "jsd", "top": 7})]
+    assert len(labs) == 1, "the lab of the command is closed"
+    run = write_run(tmp_path / "a", FINISHED, config={"lab": {"teacher": "o/t", "student": "o/s"}})
+    assert cli.main(["inspect", "a", "--text", "x"]) == 0
+    assert asked[1][1]["model"].path == run.path

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "teacher student launch",
         "rollout lessons",
         "evaluate step control guards doctor",
-        "on_policy",
+        "on_policy mean_teacher",
         "prepare",
         "keeper",
         "training",
@@ -51,6 +51,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 """From the bottom up. A module may import what lies in a lower layer, and its own package."""
 
 LAZY_UPWARD = {
+    ("align", "widgets"): "an alignment that is shown draws itself; training only computes it",
     ("evaluate", "widgets"): "a sandbox that is shown draws itself; engines only compute it",
     ("run", "widgets"): "Run.plot() draws; a run without a picture needs no widget",
     ("run", "lab"): "Run.resume() finds or makes a lab; a run that is only read needs none",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeFigure, running, steps, write_run
+from inspections import write_probes
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
@@ -447,3 +448,26 @@ def test_unloading_takes_everything_away(shell: InteractiveShell, run_cell: RunC
     assert "kdflow" not in shell.magics_manager.lsmagic()["cell"]
     assert not shell.Completer.custom_matchers
     magics.unload(shell)  # twice is no error
+
+
+def test_inspect_returns_the_lens(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "a")
+    for step in (0, 4):
+        write_probes(run.path, step)
+    cell = Cell(shell, "lens = %kdflow inspect a@0 --by surprise")
+    assert cell.error is None
+    lens = shell.user_ns["lens"]
+    assert (lens.source.start, lens.source.steps, lens.quantity) == (0, [0, 4], "surprise")
+    Cell(shell, "%kdflow inspect a@3").refused("There are: 0, 4", kind=RunError)
+    Cell(shell, "%kdflow inspect a --by surprize").refused("Did you mean 'surprise'")
+    Cell(shell, "%kdflow inspect --text x").refused("There is no lab yet")
+
+    asked: list[Any] = []
+    monkeypatch.setattr(Lab, "inspect", lambda self, texts, **options: asked.append(texts))
+    shell.user_ns["lab"] = Lab("org/t", "org/s")
+    shell.user_ns["rows"] = [{"prompt": "a", "completion": "b"}]
+    Cell(shell, "%kdflow inspect --text 'a text'")
+    Cell(shell, "%kdflow inspect --text $rows")
+    assert asked == [["a text"], shell.user_ns["rows"]]

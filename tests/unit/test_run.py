@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from fakes import FAILED, FINISHED, RUNNING, running, steps, write_run
+from inspections import write_probes
 
 from kdflow_lab import progress
 from kdflow_lab.errors import ConfigError, RunError
+from kdflow_lab.evaluate.run_probes import RunProbes
 from kdflow_lab.run import Run, open_run, runs
 from kdflow_lab.rundir import RunDirectory
 
@@ -187,6 +189,22 @@ def test_command_is_a_line_with_an_id_and_its_sender(tmp_path: Path, command: st
         assert line["id"]
 
 
+def test_request_says_by_which_id_it_is_answered_and_who_asked(tmp_path: Path) -> None:
+    with running(tmp_path / "a") as run:
+        ids = [
+            run.request("checkpoint", by="figure, pid 7"),
+            run.request("set", {"lr": "1e-3"}, by="figure, pid 7"),
+            run.request("pause"),
+        ]
+        lines = _commands(run)
+        assert [line["id"] for line in lines] == ids
+        assert [line["by"] for line in lines] == ["figure, pid 7"] * 2 + [f"pid {os.getpid()}"]
+        assert lines[1]["changes"] == {"lr": 0.001}
+        with pytest.raises(ConfigError, match="'lr' = 'fast'"):
+            run.request("set", {"lr": "fast"})
+        assert len(_commands(run)) == 3
+
+
 def test_set_writes_full_names_and_converted_values(tmp_path: Path) -> None:
     with running(tmp_path / "a") as run:
         run.set(lr="1e-4", loss="rkl", steps=20)
@@ -222,6 +240,41 @@ def test_ended_run_takes_no_command(tmp_path: Path, events: Any) -> None:
     for ask in (run.pause, run.stop, run.checkpoint, run.evaluate, lambda: run.set(lr=0.1)):
         with pytest.raises(RunError, match=r"Cannot \w+ a: it is (finished|failed) already"):
             ask()
+    assert _commands(run) == []
+
+
+def test_an_ended_run_shows_its_probes_or_says_what_to_do(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", FINISHED)
+    with pytest.raises(RunError, match=r"a has ended without probes. Set probe_every.*model=run"):
+        run.inspect()
+    with pytest.raises(RunError, match=r"a has no probes of step 3\. It has none yet"):
+        run.inspect(3)
+    for step in (0, 3, 6):
+        write_probes(run.path, step)
+    lens = run.inspect()
+    assert isinstance(lens.source, RunProbes)
+    assert (lens.source.start, lens.source.newest, lens.source.live) == (None, 6, False)
+    shown = run.inspect(3, quantity="rank").inspection
+    assert shown is not None and shown.step == 3
+    with pytest.raises(RunError, match="There are: 0, 3, 6"):
+        run.inspect(4)
+    with pytest.raises(ConfigError, match="Did you mean 'reverse_kl'"):
+        run.inspect(quantity="reverse-kl")
+    assert _commands(run) == []
+
+
+def test_an_active_run_is_asked_for_probes(tmp_path: Path) -> None:
+    with running(tmp_path / "a") as run:
+        probes = run.inspect().probes
+        assert probes is not None and probes.steps == [] and probes.live
+        assert [command["command"] for command in _commands(run)] == ["inspect"]
+
+
+def test_a_parked_run_shows_what_there_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", PARKED)
+    write_probes(run.path, 3)
+    shown = run.inspect().inspection
+    assert shown is not None and shown.step == 3
     assert _commands(run) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,17 @@ from kdflow_lab.errors import ModelError
 from kdflow_lab.losses.head import head_rows
 from kdflow_lab.rollout.decode import check_prompts
 from kdflow_lab.rollout.sampling import Sample, Sampling
-from kdflow_lab.rollout.segment import NO_VERSION
-from kdflow_lab.rollout.sglang import loader
 from kdflow_lab.rollout.sglang.process import RolloutProcess
-from kdflow_lab.teacher.sglang import versions
+from kdflow_lab.teacher.sglang import loader, versions
 from kdflow_lab.teacher.sglang.arguments import SglangOptions, server_arguments
 from kdflow_lab.teacher.transformers import own_dtype
+from kdflow_lab.transport.segment import NO_VERSION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kdflow_lab.rollout.base import Progress
-    from kdflow_lab.rollout.segment import WeightSegment
+    from kdflow_lab.transport.segment import WeightSegment
 
 GPU_MEMORY = 0.3
 """Share of a GPU's memory for weights and cache: students and teacher may live beside it."""
@@ -93,8 +91,9 @@ class SglangRollout:
 
     def weights(self, segment: WeightSegment) -> None:
         """See `RolloutBackend.weights`."""
+        names = [entry.name for entry in segment.entries]
         try:
-            check_names([entry.name for entry in segment.entries], Path(self._path))
+            loader.check_names(names, Path(self._path), instead="rollout_backend='transformers'")
             self._process.call({"do": "weights"}, fd=segment.fd)
         finally:
             segment.close()  # SGLang's process has a descriptor of its own
@@ -153,29 +152,3 @@ def sampling_params(sampling: Sampling) -> dict[str, Any]:
         "max_new_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(sampling.stop_ids),
     }
-
-
-def check_names(names: Sequence[str], folder: Path) -> None:
-    """Refuse weights that SGLang would not find a place for: it only logs that, and goes on.
-
-    Args:
-        names: Of the student's parameters.
-        folder: Of its model: SGLang takes the names of the checkpoint's files.
-
-    Raises:
-        ModelError: A name is not in there, or a head that is tied comes on its own.
-    """
-    from safetensors import safe_open
-
-    known: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            known |= set(tensors.keys())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tied = config.get("tie_word_embeddings")
-    for name in names:
-        if name not in known or (tied and name == "lm_head.weight"):
-            raise ModelError(
-                f"The parameter {name} is not in the files of {folder} under this name, so SGLang "
-                "cannot be given it. Use rollout_backend='transformers'."
-            )

@@ -17,8 +17,7 @@ import numpy as np
 
 from kdflow_lab.errors import KDFlowLabError, TransportError
 from kdflow_lab.rollout import parcels
-from kdflow_lab.rollout.sglang import loader
-from kdflow_lab.teacher.sglang import wire
+from kdflow_lab.teacher.sglang import loader, wire
 from kdflow_lab.teacher.sglang.host import Guard, make_engine, serve
 
 if TYPE_CHECKING:
@@ -72,12 +71,8 @@ class Desk:
         self._fd = fd
 
     def _load(self, message: dict[str, Any]) -> None:
-        path = f"/proc/{os.getpid()}/fd/{self._fd}"
-        done, why = self._engine.update_weights_from_tensor(
-            loader.message(path, message["version"], message["buffer"]), load_format=loader.PATH
-        )
-        if not done:
-            raise TransportError(f"SGLang did not load the weights: {why}")
+        version, buffer = message["version"], message["buffer"]
+        loader.load_into(self._engine, self._fd, version=version, buffer=buffer)
 
     def _generate(self, message: dict[str, Any], fd: int | None) -> None:
         prompts = parcels.apart(parcels.unpack(message, fd))

@@ -6,16 +6,20 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdflow_lab.errors import ModelError
-from kdflow_lab.teacher.sglang import canary, versions, wire
+from kdflow_lab.errors import ConfigError, ModelError
+from kdflow_lab.load import load_model
+from kdflow_lab.losses import Head
+from kdflow_lab.teacher.sglang import canary, loader, versions, wire
 from kdflow_lab.teacher.sglang.arguments import SglangOptions, server_arguments
 from kdflow_lab.teacher.sglang.process import EngineProcess
 from kdflow_lab.teacher.transformers import own_dtype
 from kdflow_lab.transport.cuda_ipc import Writer, writer_on
+from kdflow_lab.transport.segment import NO_VERSION, WeightSegment
 
 if TYPE_CHECKING:
     from kdflow_lab.transport.request import Request
@@ -76,6 +80,15 @@ class SglangTeacher:
         arguments = server_arguments(
             path, options, dtype=name, device=device, trust_remote_code=trust_remote_code
         )
+        # weights of a teacher that follows its student come by this
+        arguments["custom_weight_loader"] = [
+            *(arguments.get("custom_weight_loader") or []),
+            loader.PATH,
+        ]
+        self._options, self._trust = options, trust_remote_code
+        self._segment: WeightSegment | None = None
+        self.version = NO_VERSION
+        """Of the weights: the student's step; `NO_VERSION` for those of the folder."""
         self._device = device
         self.writer = _writer(options, gpus) if device == "cuda" else None
         """Its process that writes rows from a GPU; None on a CPU, or if several write."""
@@ -105,7 +118,8 @@ class SglangTeacher:
             """The dedicated process and what it started."""
             if about["dtype"] != name:
                 raise ModelError(f"SGLang computes in {about['dtype']}, not in {name} as asked.")
-            self.drift = self.check(path)
+            self._head: Head | None = None  # the students' copy; None: read from the folder
+            self.drift = self.check()
             """What the canary measured at the start."""
         except BaseException:
             self.close()
@@ -145,7 +159,7 @@ class SglangTeacher:
         """
         if self._device == "cuda":
             self._process.call({"do": "wake"})
-            self.drift = self.check(self._path)
+            self.drift = self.check()
         self.asleep = False
 
     def score(self, request: Request, replica: int) -> list[list[float]]:
@@ -158,11 +172,8 @@ class SglangTeacher:
         message: dict[str, Any] = {"do": "score", "requests": places, "replica": replica}
         return self._process.call(message)["logprobs"]
 
-    def check(self, path: str) -> dict[str, float]:
+    def check(self) -> dict[str, float]:
         """Let the canary look: rows, head and SGLang's log-probabilities must agree.
-
-        Args:
-            path: Folder of the model, whose head the students will use.
 
         Returns:
             `largest` and `mean` difference in nats, the `tokens` that were compared, and how far
@@ -171,7 +182,59 @@ class SglangTeacher:
         Raises:
             ModelError: They drifted further than the dtype's rounding explains.
         """
-        return canary.check(self, path)
+        head = self._head or Head.from_pretrained(self._path, dtype=self.dtype)
+        return canary.check(self, head)
+
+    # -- following the student --------------------------------------------------------------------
+
+    def weights(self, segment: WeightSegment) -> None:
+        """See `Follower.weights`."""
+        options = self._options
+        if options.quantization is not None or options.dp_size > 1:
+            what = "quantization" if options.quantization is not None else "dp_size"
+            raise ConfigError(
+                f"A teacher that follows the student (teacher_update_every) cannot have {what}: "
+                "SGLang would not take its weights as they are. Leave it out, or use "
+                "teacher_backend='transformers'."
+            )
+        names = [entry.name for entry in segment.entries]
+        loader.check_names(names, Path(self._path), instead="teacher_backend='transformers'")
+        self._process.call({"do": "weights"}, fd=segment.fd)
+        self._segment, old = segment, self._segment
+        if old is not None:
+            old.close()
+
+    def load(self, version: int) -> dict[str, float]:
+        """See `Follower.load`: SGLang's scheduler processes copy them out of the segment."""
+        if self._segment is None:
+            raise ModelError("No weights were handed over yet.")
+        self._segment.check(0, version)  # an error in a scheduler process would end SGLang
+        self._process.call({"do": "load", "version": version, "keep": True})
+        self._head = Head.among(self._segment.views(0), self._path, dtype=self.dtype)
+        self.drift = self.check()
+        self.version = version
+        return self.drift
+
+    def restore(self) -> None:
+        """See `Follower.restore`: the folder's weights go the same way as the student's did."""
+        if self._segment is None:
+            return
+        if self.asleep:
+            self.wake()
+        own = WeightSegment.create(self._segment.entries)
+        model = load_model(self._path, dtype=self.dtype, trust_remote_code=self._trust)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for entry in own.entries:
+            own.view(entry, 0).copy_(named[entry.name].detach())
+        own.stamp(0, NO_VERSION + 1)  # a buffer without a version is not loaded
+        self._process.call({"do": "weights"}, fd=own.fd)
+        self._process.call({"do": "load", "version": NO_VERSION + 1, "keep": False})
+        self._head = None
+        self.drift = self.check()
+        self.version = NO_VERSION
+        own.close()
+        self._segment.close()
+        self._segment = None
 
     def close(self) -> None:
         """End SGLang's processes; a second call does nothing."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdflow_lab.errors import ConfigError, TransportError
-from kdflow_lab.teacher.sglang import wire
+from kdflow_lab.teacher.sglang import loader, wire
 from kdflow_lab.teacher.sglang.hooks import Place
 from kdflow_lab.transport.ring import Ring
 
@@ -45,6 +46,7 @@ class Desk:
         self._engine = engine
         self._hooks = hooks
         self._rings: dict[int, Ring] = {}
+        self._weights = -1  # descriptor of a segment
         model = engine.tokenizer_manager.model_config
         self._context_length = int(model.context_len)
         infos = engine._scheduler_init_result.scheduler_infos
@@ -73,7 +75,8 @@ class Desk:
         """Obey one message.
 
         Args:
-            message: `do`: `open`, `close`, `fill`, `score`, `sleep` or `wake`, and its arguments.
+            message: `do`: `open`, `close`, `fill`, `score`, `sleep`, `wake`, `weights` or `load`,
+                and its arguments.
             fd: That came with it.
 
         Returns:
@@ -96,6 +99,10 @@ class Desk:
                 case "wake":
                     self._engine.resume_memory_occupation()
                     return {}
+                case "weights":
+                    return self._take_weights(fd)
+                case "load":
+                    return self._load(message["version"], keep=message["keep"])
                 case "score":
                     outputs = self._run(message["requests"], message["replica"], logprobs=True)
                     return {"logprobs": [_logprobs(output) for output in outputs]}
@@ -113,6 +120,21 @@ class Desk:
         ring = wire.opened(message, fd, keep_fd=True)
         self._rings[message["ring"]] = ring
         self._hooks.open(message, ring.fd)
+        return {}
+
+    def _take_weights(self, fd: int | None) -> dict[str, Any]:
+        if fd is None:
+            raise TransportError("The weights came without their memory.")
+        if self._weights >= 0:
+            os.close(self._weights)
+        self._weights = fd
+        return {}
+
+    def _load(self, version: int, *, keep: bool) -> dict[str, Any]:
+        loader.load_into(self._engine, self._weights, version=version, buffer=0, keep=keep)
+        if not keep:
+            os.close(self._weights)
+            self._weights = -1
         return {}
 
     def _run(

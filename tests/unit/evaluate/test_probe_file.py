@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from kdflow_lab.errors import DataError
-from kdflow_lab.evaluate.probe_file import read, save
+from kdflow_lab.evaluate.probe_file import ids_in, read, read_file, save
 
 ARRAYS = {
     "input_ids": np.arange(3, dtype=np.int32),
@@ -33,6 +33,19 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     with safe_open(path, framework="numpy") as file:
         assert file.metadata() == {"schema": "1", "step": "7", "temperature": "1", "k": "2"}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_texts_travel_with_the_ids(tmp_path: Path) -> None:
+    """Any text does: of a byte, of no character at all, of markup."""
+    path = tmp_path / "7.safetensors"
+    texts = {0: "\ud83d", 1: "\u202e<b>\x1b[31m", 65: "", 70_000: " word"}
+    save(path, ARRAYS, step=7, k=2, texts=texts)
+    found = read_file(path)
+    assert (found.texts, found.step) == (texts, 7)
+    save(path, ARRAYS, step=7, k=2)
+    assert read_file(path).texts == {}
+    listed = ARRAYS | {"teacher_topk_ids": np.array([[9, 2], [1, 0], [2, 9]], np.int32)}
+    assert ids_in(listed) == [0, 1, 2, 9]
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,25 +34,29 @@ def case() -> dict[str, Any]:
 @pytest.mark.parametrize("chunk_tokens", [1, 4, "auto"])
 def test_values_are_those_of_the_formulas(case: dict[str, Any], chunk_tokens: Any) -> None:
     found = token_statistics(**case, k=3, chunk_tokens=chunk_tokens)
-    q = (case["student_hidden"] @ case["student_head"].weight[:V].T).softmax(-1)
-    logits = case["teacher_hidden"] @ case["teacher_head"].weight.T
-    p = (5.0 * torch.tanh(logits / 5.0)).softmax(-1)
+    ours = case["student_hidden"] @ case["student_head"].weight[:V].T
+    theirs = 5.0 * torch.tanh(case["teacher_hidden"] @ case["teacher_head"].weight.T / 5.0)
+    q, p = ours.softmax(-1), theirs.softmax(-1)
     m = (p + q) / 2
     expected = {
         "forward_kl": (p * (p / q).log()).sum(-1),
         "reverse_kl": (q * (q / p).log()).sum(-1),
         "jsd": ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2,
     }
-    for name, probability in (("student", q), ("teacher", p)):
+    for name, probability, logits in (("student", q, ours), ("teacher", p, theirs)):
         label = probability[torch.arange(T), case["labels"]]
         top = probability.sort(descending=True)
         expected |= {
             f"{name}_entropy": -(probability * probability.log()).sum(-1),
             f"{name}_logprob": label.log(),
+            f"{name}_logit": logits[torch.arange(T), case["labels"]],
             f"{name}_rank": (probability >= label[:, None]).sum(-1).int(),
             f"{name}_topk_ids": top.indices[:, :3].int(),
             f"{name}_topk_logprobs": top.values[:, :3].log(),
         }
+    for name, probability, other in (("student", q, "teacher"), ("teacher", p, "student")):
+        listed = expected[f"{other}_topk_ids"].long()
+        expected[f"{name}_logprobs_of_{other}_topk"] = probability.gather(1, listed).log()
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-12, msg=name)
@@ -81,7 +85,8 @@ def test_disjoint_distributions_and_masked_tokens_are_finite() -> None:
 def test_without_a_teacher_only_the_student_is_described(case: dict[str, Any]) -> None:
     whole = token_statistics(**case)
     alone = token_statistics(**{**case, "teacher_hidden": None, "teacher_head": None})
-    assert alone.keys() == {name for name in whole if name.startswith("student")}
+    of_student = {name for name in whole if name.startswith("student") and "_of_" not in name}
+    assert alone.keys() == of_student
     assert all(torch.equal(values, whole[name]) for name, values in alone.items())
     with pytest.raises(ConfigError, match="needs the teacher's hidden states and head"):
         token_statistics(**{**case, "teacher_head": None})

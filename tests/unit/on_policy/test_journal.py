@@ -64,6 +64,9 @@ def _seen(samples: list[Sample], *, teacher_entropy: float = 0.5) -> Seen:
         teacher_logprob=-some,
         teacher_lengths=lengths,
         teacher_width=1024,
+        teacher_top=np.where(kl == 2, -1, ids),
+        teacher_top_logprob=np.where(kl == 2, math.nan, -0.25).astype(np.float32),
+        teacher_label_logprob=-some,
     )
 
 
@@ -93,9 +96,22 @@ def test_lines_hold_everything(
     assert (first["finished"], second["finished"]) == (True, False)
     assert first["logprobs"] == samples[0].logprobs.tolist()
     assert first["kl"] == [None, *range(1, len(ids))]
+    assert first["kl_mean"] == pytest.approx(np.mean(range(1, len(ids))), abs=1e-4)
+    assert (first["kl_max"], first["length"]) == (len(ids) - 1, len(ids))
+    assert "".join(first["tokens"][:-3]) == TEXT[:-1]  # the last character is two tokens
+    assert first["teacher_ids"] == [one if at != 2 else None for at, one in enumerate(ids)]
+    assert first["teacher_tokens"][1] == first["tokens"][1]
+    assert first["teacher_tokens"][2] is None
+    assert first["teacher_top_logprobs"][1:3] == [-0.25, None]
+    assert first["teacher_logprobs"] == [-0.7] * len(ids)
+    assert list(first)[: list(first).index("prompt")] == [
+        *("schema", "step", "attempt", "version", "row", "length", "finished"),
+        *("kl_mean", "kl_max"),
+    ]
     assert second["kl"] == list(range(len(ids), len(ids) + 3))
     assert second["text"] == tokenizer.decode(ids[:3])
-    assert third["kl"] is None  # nobody looked
+    assert third["kl"] is third["kl_mean"] is None  # nobody looked
+    assert "teacher_ids" not in third
     assert "pinned" not in first
 
 

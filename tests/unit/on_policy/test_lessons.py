@@ -282,3 +282,14 @@ def test_sampling_is_what_was_asked_for(opened: Any, student: Student) -> None:
     torch.manual_seed(0)  # of the process: nothing depends on it
     with opened(**asked) as lessons:
         assert lessons.sampling(0).seed == one.seed
+
+
+def test_a_step_has_several_micro_batches_for_the_teacher_to_read_ahead(opened: Any) -> None:
+    with opened() as lessons:
+        ((lesson, _),) = _take(lessons, range(1))
+    parts = [rows for (rows,) in lesson.plan.micro_batches]
+    assert len(parts) >= 2
+    assert sorted(row for rows in parts for row in rows) == sorted(lesson.plan.rows)
+    with opened(teacher_batches_per_phase=4) as lessons:  # by turns: nobody reads ahead
+        ((lesson, _),) = _take(lessons, range(1))
+    assert len(lesson.plan.micro_batches) == 1

@@ -16,8 +16,8 @@ from torch import nn
 from kdflow_lab.errors import DataError, ModelError, TransportError
 from kdflow_lab.rollout.client import RolloutEnd
 from kdflow_lab.rollout.sampling import Sample, Sampling
-from kdflow_lab.rollout.segment import NO_VERSION, WeightSegment
 from kdflow_lab.rollout.serving import Serving
+from kdflow_lab.transport.segment import NO_VERSION, WeightSegment
 
 WAIT_S = 60.0
 """Only a test that fails waits this long."""

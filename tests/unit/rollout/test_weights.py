@@ -17,9 +17,9 @@ from torch import nn
 from kdflow_lab.errors import ModelError, TransportError
 from kdflow_lab.load import load_model
 from kdflow_lab.rollout.sampling import Sampling
-from kdflow_lab.rollout.segment import NO_VERSION, WeightSegment, laid_out
 from kdflow_lab.rollout.transformers import TransformersRollout
 from kdflow_lab.rollout.weights import entries_of, sources, write
+from kdflow_lab.transport.segment import NO_VERSION, WeightSegment, laid_out
 
 
 @pytest.fixture(params=["llama", "qwen3"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kdflow_lab.config import DistillConfig
 from kdflow_lab.run import Run
 from kdflow_lab.rundir import RunDirectory
 
@@ -35,10 +36,19 @@ def make_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Make a run of so many steps; `state` says where it stands. A living one holds its lock."""
     directories: list[RunDirectory] = []
 
-    def make(steps: int = 30, state: str = "finished", name: str = "my-run", **started: Any) -> Run:
+    def make(
+        steps: int = 30,
+        state: str = "finished",
+        name: str = "my-run",
+        parent: dict[str, Any] | None = None,
+        lab: dict[str, Any] | None = None,
+        **started: Any,
+    ) -> Run:
         directory = RunDirectory(tmp_path / name)
         directories.append(directory)
-        directory.create({"loss": "forward_kl"})
+        more = {"parent": parent, "lab": lab and {**lab, "dir": str(tmp_path)}}
+        options = DistillConfig(steps=100).model_dump(mode="json", exclude={"data"})
+        directory.create({**options, **{name: one for name, one in more.items() if one}})
         directory.event("starting", pid=os.getpid(), steps=100)
         if state != "starting":
             directory.lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from unit.widgets.conftest import record
 from kdflow_lab.widgets._series import (
     OF_TEACHER,
     QUANTITIES,
+    WHEN,
     extremes,
     running_mean,
     series,
@@ -115,6 +117,11 @@ def test_shares_stay_between_0_and_100():
     assert (last["students_wait"], last["teacher_idle"]) == (100, 0)
 
 
+def test_students_also_wait_for_answers():
+    times = {"step_s": 0.4, "teacher_wait_s": 0.1, "rollout_wait_s": 0.2, "rollout_s": 0.2}
+    assert _last([record(1, **times)])["students_wait"] == pytest.approx(75)
+
+
 def test_what_was_not_measured_is_missing_and_not_zero():
     missing = dict.fromkeys(("kd", "agreement", "teacher_wait_s", "teacher_busy_s"))
     last = _last([record(1, **missing)])
@@ -153,6 +160,23 @@ def test_a_change_is_marked_on_the_loss_curve():
     changed = {"event": "set", "step": 6, "changes": {"lr": 1e-3, "loss": "reverse_kl"}}
     (mark,) = series(records, [STARTED, changed]).marks
     assert (mark.step, mark.loss, mark.text) == (6, 7.0, "lr = 0.001, loss = reverse_kl")
+
+
+def test_a_mark_says_who_and_when():
+    event = {"event": "set", "step": 1, "changes": {"lr": 1}, "by": "figure, pid 7", "time": 1.5e9}
+    (mark,) = series([record(1)], [STARTED, event]).marks
+    when = time.strftime(WHEN, time.localtime(1.5e9))
+    assert mark.detail == f"lr = 1 (figure, pid 7, {when})"
+    (mark,) = series(
+        [record(1)], [STARTED, {"event": "set", "step": 1, "changes": {"lr": 1}}]
+    ).marks
+    assert mark.detail == "lr = 1"
+
+
+def test_a_change_that_a_resumed_attempt_makes_again_is_one_change():
+    made = {"event": "set", "step": 1, "changes": {"loss": "tvd", "loss_params": {}}}
+    (mark,) = series([record(1)], [STARTED, made, made | {"replayed": True}]).marks
+    assert mark.text == "loss = tvd"
 
 
 def test_a_change_before_the_first_step_has_no_place():

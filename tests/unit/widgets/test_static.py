@@ -11,9 +11,10 @@ from unit.widgets.conftest import record
 
 from kdflow_lab.widgets import _static
 from kdflow_lab.widgets._panels import PANELS
+from kdflow_lab.widgets._timeline import PHASES, ROLES
 from kdflow_lab.widgets.curves import RunFigure
 
-TRACES = 2 * sum(len(panel.lines) for panel in PANELS) + 1
+TRACES = 2 * sum(len(panel.lines) for panel in PANELS) + 1 + len(PHASES) + len(ROLES)
 
 
 def test_an_ended_run_has_text_svg_and_plotly(make_run):
@@ -38,6 +39,19 @@ def test_the_plotly_form_holds_the_runs_values(make_run):
 def _values(array: dict[str, str]) -> np.ndarray:
     """Plotly's form of a numpy array in JSON."""
     return np.frombuffer(base64.b64decode(array["bdata"]), np.dtype(array["dtype"]))
+
+
+def test_marks_advice_and_idle_shares_survive_in_the_static_forms(make_run):
+    run = make_run()
+    run.directory.event("set", step=7, changes={"lr": 0.5}, by="figure, pid 7")
+    bundle = _static.bundle(run, interactive=True)
+    svg = bundle["image/svg+xml"]
+    assert "◆ step 7: lr = 0.5 (figure, pid 7, 2" in svg
+    assert "Students idle 25 %, teacher idle 25 %: they wait for each other." in svg
+    assert svg.count("25 % idle") == 2
+    plotly = json.dumps(bundle[_static.PLOTLY_MIME])
+    assert "lr = 0.5 (figure, pid 7, 2" in plotly
+    assert plotly.count("25 % idle") == 2
 
 
 def test_beside_a_live_view_there_is_no_second_plotly_figure(make_run):
@@ -77,7 +91,10 @@ def test_a_run_without_a_teacher_draws_no_teacher(make_run):
     run = make_run(backend=None)
     figure = _static.bundle(run, interactive=True)[_static.PLOTLY_MIME]
     named = {trace.get("name"): trace for trace in figure["data"] if trace.get("name")}
-    assert set(named) == {line.label for panel in PANELS for line in panel.lines}
+    lines = {line.label for panel in PANELS for line in panel.lines}
+    assert set(named) == lines | {phase.label for phase in PHASES.values()} | set(ROLES)
+    assert len(named["teacher"]["customdata"]) == 0
+    assert len(named["students"]["customdata"]) > 0
     for name in ("KD", "students wait", "teacher idle"):
         assert np.isnan(_values(named[name]["y"])).all()
     assert np.isfinite(_values(named["CE"]["y"])).all()

@@ -12,9 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.widgets.conftest import record
 
-from kdflow_lab.widgets._panels import PANELS
+from kdflow_lab.widgets._panels import PANELS, STRIP_TITLE
 from kdflow_lab.widgets._series import series
-from kdflow_lab.widgets._svg import HEIGHT, PANEL_HEIGHT, PANEL_WIDTH, WIDTH, draw, ticks
+from kdflow_lab.widgets._svg import (
+    MOST_MARKS,
+    PANEL_HEIGHT,
+    PANEL_WIDTH,
+    WIDTH,
+    draw,
+    height,
+    ticks,
+)
+from kdflow_lab.widgets._timeline import PHASES
 
 SVG = "{http://www.w3.org/2000/svg}"
 STARTED = {"event": "started", "backend": "transformers"}
@@ -36,12 +45,44 @@ def _lines(root: ElementTree.Element, colour: str) -> list[str]:
 LOSS = PANELS[0].lines[0].colour
 
 
-def test_a_drawing_is_an_svg_of_its_size_with_four_panels():
-    root = _draw([record(step) for step in range(1, 20)])
+def test_a_drawing_is_an_svg_of_its_size_with_four_panels_and_a_strip():
+    records = [record(step) for step in range(1, 20)]
+    root = _draw(records)
     assert root.tag == f"{SVG}svg"
-    assert root.get("viewBox") == f"0 0 {WIDTH} {HEIGHT}"
-    assert len(root.findall(f"{SVG}g")) == 4
-    assert {panel.title for panel in PANELS} <= set(_texts(root))
+    assert root.get("viewBox") == f"0 0 {WIDTH} {height(series(records, [STARTED]))}"
+    assert len(root.findall(f"{SVG}g")) == 5
+    assert {*(panel.title for panel in PANELS), STRIP_TITLE} <= set(_texts(root))
+
+
+def test_the_strip_says_in_numbers_how_long_each_role_waited():
+    """Of 0.2 s the students wait 0.05 s, and the teacher works 0.15 s."""
+    texts = _texts(_draw([record(step) for step in range(1, 20)]))
+    assert texts.count("25 % idle") == 2
+    assert {"teacher", "students", *(phase.label for phase in PHASES.values())} <= set(texts)
+    assert "rollout" not in texts
+    on_policy = {"rollout_s": 0.1, "rollout_wait_s": 0.1, "sync_s": 0.02}
+    texts = _texts(_draw([record(step, **on_policy) for step in range(1, 20)]))
+    assert "rollout" in texts
+    assert "40 % idle" in texts
+
+
+def test_advice_and_changes_stand_below_and_make_the_drawing_higher():
+    records = [record(step) for step in range(1, 20)]
+    sets = [
+        {"event": "set", "step": step, "changes": {"lr": step}, "by": "figure, pid 7", "time": 0.0}
+        for step in range(1, MOST_MARKS + 3)
+    ]
+    data = series(records, [STARTED, *sets])
+    advice = "Teacher idle 70 %: <student-bound>."
+    root = ElementTree.fromstring(draw(data, "run", advice=advice))
+    texts = _texts(root)
+    assert advice in texts
+    assert "◆ 2 earlier changes" in texts
+    assert any(text.startswith("◆ step 3: lr = 3 (figure, pid 7, 19") for text in texts)
+    assert not any(text.startswith("◆ step 2:") for text in texts)
+    lowest = max(float(text.get("y", "0")) for text in root.findall(f"{SVG}text"))
+    assert lowest <= height(data, advice)
+    assert height(data, advice) > height(data) > height(series(records, [STARTED]))
 
 
 def test_the_headline_is_text_and_title_and_is_escaped():

@@ -1,4 +1,6 @@
-"""The student's weights in memory that the rollout engine maps: one write, read where they lie.
+"""A model's weights in memory that another engine maps: one write, read where they lie.
+
+The rollout engine gets the student's so, and a teacher that follows the student its own.
 
 The memory is a sealed memfd, as the hidden-state ring's: it has no name, so nothing stays behind
 however a process ends. It says itself what is in it:
@@ -49,7 +51,7 @@ class Entry:
 
     Attributes:
         name: As in the model's `named_parameters`, without a trace of LoRA or FSDP.
-        dtype: Such as `float32`: the rollout's, not the student's.
+        dtype: Such as `float32`: the reader's, not the student's.
         shape: Of the whole parameter.
         offset: Bytes from the start of a buffer.
     """
@@ -94,8 +96,8 @@ class WeightSegment:
                 raise ValueError("its parameters do not fit it")
         except (struct.error, ValueError, TypeError, AttributeError) as error:
             raise TransportError(
-                f"Expected the weights of a kdflow-lab student, but {error}. Run student and "
-                "rollout engine with the same kdflow-lab."
+                f"Expected the weights of a kdflow-lab student, but {error}. Run all engines "
+                "with the same kdflow-lab."
             ) from None
 
     @classmethod
@@ -233,6 +235,6 @@ def _check_available(size: int) -> None:
 
 def _no_memory(size: int, why: str) -> str:
     return (
-        f"The weights for the rollout engine need {size / 2**20:,.1f} MiB of shared memory, but "
-        f"{why}. Free memory, or use a smaller student or one buffer."
+        f"The weights for another engine need {size / 2**20:,.1f} MiB of shared memory, but {why}. "
+        "Free memory, or use a smaller student; on-policy, max_staleness=0 needs one buffer less."
     )
