@@ -41,10 +41,13 @@ def html(found: Probes) -> str:
         return f'<p style="margin:0"><b>Probe texts</b></p>{notes}'
     scale = _scale(found)
     rows = list(lines(found.seen[0].inspection))
-    room = MOST_CHARACTERS // max(1, min(len(rows), MOST_TEXTS))
-    strips = "".join(
-        _strip(found, scale, row, start, end, room) for row, start, end in rows[:MOST_TEXTS]
-    )
+    strips, left = "", MOST_CHARACTERS
+    for number, (row, start, end) in enumerate(rows[:MOST_TEXTS]):
+        # what short texts leave over goes to those that follow
+        room = left // (min(len(rows), MOST_TEXTS) - number)
+        strip = _strip(found, scale, row, start, end, room)
+        strips += strip
+        left -= min(room, len(strip))
     return (
         f'<div style="{CARD}"><p style="margin:0 0 6px"><b>{escape(_headline(found))}</b></p>'
         f"{notes}{_legend(scale)}{strips}{_more(rows, MOST_TEXTS, tag='p')}</div>"
@@ -62,7 +65,8 @@ def text(found: Probes) -> str:
             [
                 visible_name(_headline(found)),
                 *notes,
-                f"{DIFFERS}: the students expect different tokens most; KL to the teacher in nats",
+                f"KL to the teacher, nats. {DIFFERS}: the students expect different tokens most; "
+                "(in brackets): prompt or masked",
             ]
         )
     ]
@@ -197,7 +201,8 @@ def _printed(found: Probes, row: int, start: int, end: int) -> str:
     indent = max(map(len, labels))
     columns: list[list[str]] = []
     for index in places[:MOST_PRINTED]:
-        name = f"{DIFFERS if found.differs[index] else ''}{found.name(index)}"
+        name = found.name(index) if found.trained[index] else f"({found.name(index)})"
+        name = f"{DIFFERS}{name}" if found.differs[index] else name
         cells = [name, *(_number(float(kl)) for kl in found.kl[:, index])]
         width = max(map(len, cells))
         columns.append([cell.rjust(width) for cell in cells])
@@ -212,7 +217,8 @@ def _printed(found: Probes, row: int, start: int, end: int) -> str:
         taken += wide
     heads = ["", *labels]
     said = [visible_name(_about(found, row, start, end))]
-    for block in blocks:
+    for number, block in enumerate(blocks):
+        said += [""] * bool(number)
         said += [
             " ".join([head.ljust(indent), *(column[line] for column in block)]).rstrip()
             for line, head in enumerate(heads)

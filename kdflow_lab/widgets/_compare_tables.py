@@ -1,4 +1,4 @@
-"""The two tables of a comparison: what the runs reached, and what was asked differently."""
+"""The tables of a comparison: what the runs reached, how they scored, what differs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,33 @@ def _result(run: Drawn) -> tuple[Cell, ...]:
         clock(now.elapsed_s),
     )
     return (Cell(run.label, run.look), *(Cell(text) for text in texts))
+
+
+def evaluations(data: Compared) -> Table:
+    """The newest evaluation of each run on its held-out rows; no rows if there was none."""
+    newest = [
+        next((event for event in reversed(run.run.events) if event["event"] == "evaluated"), {})
+        for run in data.runs
+    ]
+    headings = ("run", "at step", "KL [nats]", "agreement", "CE [nats]", "perplexity", "rows")
+    rows = [
+        (
+            Cell(run.label, run.look),
+            Cell(_shown(_number(event, "step", math.nan), ",.0f")),
+            Cell(_shown(_number(event, "kl", math.nan))),
+            Cell(_shown(100 * _number(event, "agreement", math.nan), ".1f", " %")),
+            Cell(_shown(_number(event, "ce", math.nan))),
+            Cell(_shown(_number(event, "perplexity", math.nan))),
+            Cell(_shown(_number(event, "rows", math.nan), ",.0f")),
+        )
+        for run, event in zip(data.runs, newest, strict=True)
+    ]
+    return Table(
+        "Newest evaluation on held-out rows",
+        tuple(map(Cell, headings)),
+        rows if any(newest) else [],
+        numbers_from=1,
+    )
 
 
 def _number(record: Mapping[str, Any], key: str, otherwise: float) -> float:

@@ -1,8 +1,8 @@
-"""The comparison of several runs: their curves over each other, what differs, what they reached.
+"""The comparison of several runs: curves, what differs, what they reached, where they parted.
 
 It reads run directories alone and shows the runs, living or ended, as they are when it is shown.
 A notebook gets two outputs, because it draws one form of each only: the curves (plotly, or SVG
-where no JavaScript runs) and the tables (HTML). A terminal prints the tables.
+where no JavaScript runs) and the tables and probe texts (HTML). A terminal prints the latter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 from kdflow_lab.errors import ConfigError
 from kdflow_lab.run import Run
 from kdflow_lab.widgets._compare_data import LOOKS, Compared, compared
+from kdflow_lab.widgets._compare_probes import Probes, parted, probes
+from kdflow_lab.widgets._compare_strips import html, text
 from kdflow_lab.widgets._compare_svg import draw
-from kdflow_lab.widgets._compare_tables import differences, results
+from kdflow_lab.widgets._compare_tables import differences, evaluations, results
 from kdflow_lab.widgets._static import PLOTLY_MIME
 from kdflow_lab.widgets._table import Table
 
@@ -45,7 +47,7 @@ class Comparison:
     def svg(self) -> str:
         """Everything as it is now, curves and tables, as an SVG document."""
         data = compared(self._readers)
-        return draw(data, self._headline(), _tables(data))
+        return draw(data, self._headline(), _tables(data, probes(data)))
 
     def save(self, path: str | Path) -> Path:
         """Write curves and tables as an SVG file."""
@@ -54,8 +56,9 @@ class Comparison:
         return file
 
     def __repr__(self) -> str:
-        """The tables, aligned."""
-        return _text(compared(self._readers))
+        """The tables, aligned, and the probe texts."""
+        data = compared(self._readers)
+        return _text(data, probes(data))
 
     def _headline(self) -> str:
         count = len(self.runs)
@@ -64,22 +67,24 @@ class Comparison:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """All forms in one bundle, for whoever asks without displaying."""
         data = compared(self._readers)
-        tables = _tables(data)
+        found = probes(data)
+        tables = _tables(data, found)
         return {
             **self._curves(data),
             "image/svg+xml": draw(data, self._headline(), tables),
-            "text/html": _html(tables, before=draw(data, self._headline())),
-            "text/plain": _text(data),
+            "text/html": _html(data, found, before=draw(data, self._headline())),
+            "text/plain": _text(data, found),
         }
 
     def _ipython_display_(self) -> None:
-        """Show the curves and, below them, the tables."""
+        """Show the curves and, below them, the tables and probe texts."""
         from IPython.display import display
 
         data = compared(self._readers)
-        tables = _tables(data)
+        found = probes(data)
         display(self._curves(data), raw=True)
-        display({"text/html": _html(tables), "text/plain": _text(data)}, raw=True)
+        forms = {"text/html": _html(data, found), "text/plain": _text(data, found)}
+        display(forms, raw=True)
 
     def _curves(self, data: Compared) -> dict[str, Any]:
         """The mimebundle of the curves alone."""
@@ -92,13 +97,18 @@ class Comparison:
         }
 
 
-def _tables(data: Compared) -> list[Table]:
-    return [table for table in (results(data), differences(data)) if table.rows]
+def _tables(data: Compared, found: Probes | None = None) -> list[Table]:
+    tables = [results(data), evaluations(data), differences(data)]
+    if found:
+        tables.append(parted(found))
+    return [table for table in tables if table.rows]
 
 
-def _html(tables: Sequence[Table], before: str = "") -> str:
-    return f'<div style="overflow-x:auto">{before}{"".join(each.html() for each in tables)}</div>'
+def _html(data: Compared, found: Probes | None, before: str = "") -> str:
+    shown = "".join(table.html() for table in _tables(data, found))
+    return f'<div style="overflow-x:auto">{before}{shown}{html(found) if found else ""}</div>'
 
 
-def _text(data: Compared) -> str:
-    return "\n\n".join(table.text() for table in _tables(data))
+def _text(data: Compared, found: Probes | None) -> str:
+    shown = [table.text() for table in _tables(data, found)]
+    return "\n\n".join([*shown, text(found)] if found else shown)
