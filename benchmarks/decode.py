@@ -28,8 +28,8 @@ from _common import machine, print_result, timing
 
 from kdflow_lab.rollout.decode import Decoder
 from kdflow_lab.rollout.sampling import Sampling
-from kdflow_lab.rollout.segment import WeightSegment
 from kdflow_lab.rollout.weights import entries_of, write
+from kdflow_lab.transport.segment import WeightSegment
 
 REPEATS = 5
 CASES: dict[str, dict[str, Any]] = {
