@@ -18,19 +18,15 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from kdflow_lab.beats import Beats
 from kdflow_lab.rollout import parcels
 from kdflow_lab.rollout.sampling import Sampling, to_arrays
+from kdflow_lab.teacher.service import Service
 from kdflow_lab.teacher.sglang import wire
-from kdflow_lab.transport import sockets
 from kdflow_lab.transport.segment import WeightSegment
 
 if TYPE_CHECKING:
@@ -58,50 +54,19 @@ class Serving:
             TransportError: The socket cannot be made.
         """
         self._backend = backend
-        self._path = path
-        self._closing = False
-        self._channel: wire.Channel | None = None
-        self._lock = threading.Lock()  # around `_channel` and `_closing`
-        self._listener = sockets.listen(path, backlog=4)
         self._beats = Beats(Path(path).parent, ROLE)
+        self._service = Service(path, self._visited, name=ROLE, threads=threads)
         self._beats.__enter__()
-        self._thread = threading.Thread(target=self._run, args=(threads,), name=ROLE, daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
         """End it and leave no socket behind; answers that are being written are given up."""
-        with self._lock:
-            self._closing = True
-            if self._channel is not None:
-                # closing it is left to the thread that reads from it
-                with socket.socket(fileno=os.dup(self._channel.fileno())) as same:
-                    _shut(same)
-        _shut(self._listener)  # wakes `accept`
-        self._thread.join()
-        self._listener.close()
-        Path(self._path).unlink(missing_ok=True)
+        self._service.close()
         self._beats.__exit__()
 
-    def _run(self, threads: int) -> None:
-        """Serve one student after another: one that was cut off may come again."""
-        torch.set_num_threads(threads)
-        while True:
-            try:
-                channel = wire.accept(self._listener)
-            except OSError:
-                return
-            if channel is None:
-                continue
-            with self._lock:
-                if self._closing:
-                    channel.close()
-                    return
-                self._channel = channel
-            with contextlib.suppress(wire.Gone, Ended):
-                self._serve(channel)
-            with self._lock:
-                self._channel = None
-                channel.close()
+    def _visited(self, channel: wire.Channel) -> None:
+        """Serve one student until it goes, or gives its answers up."""
+        with contextlib.suppress(Ended):
+            self._serve(channel)
 
     def _serve(self, channel: wire.Channel) -> None:
         backend = self._backend
@@ -149,7 +114,7 @@ class Serving:
 
         def on_progress(ended: int, total: int) -> None:
             self._beats.at(f"{ended} of {total} answers are written")
-            if self._closing or poll.poll(0):
+            if self._service.closing or poll.poll(0):
                 raise Ended
 
         sampling = Sampling(**message["sampling"])
@@ -160,9 +125,3 @@ class Serving:
             channel.send({"said": "done", "seconds": seconds, **about}, fd=beside)
         finally:
             os.close(beside)
-
-
-def _shut(connection: socket.socket) -> None:
-    """Wake whoever waits for something to come from a socket: nothing will."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

@@ -12,20 +12,13 @@ belongs before it; so the segment needs one buffer, and `Turns` only keeps evalu
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
 
 from kdflow_lab.errors import KDFlowLabError, TransportError
 from kdflow_lab.teacher.base import Teacher
+from kdflow_lab.teacher.service import Service
 from kdflow_lab.teacher.sglang import wire
-from kdflow_lab.transport import sockets
 from kdflow_lab.transport.segment import WeightSegment
 
 if TYPE_CHECKING:
@@ -86,49 +79,17 @@ class WeightServing:
         Raises:
             TransportError: The socket cannot be made.
         """
-        self._teacher, self._path, self._turns = teacher, path, turns
-        self._closing = False
-        self._channel: wire.Channel | None = None
-        self._lock = threading.Lock()  # around `_channel` and `_closing`
-        self._listener = sockets.listen(path, backlog=1)
-        self.thread = threading.Thread(
-            target=self._run, args=(threads,), name="weights", daemon=True
-        )
-        self.thread.start()
+        self._teacher, self._turns = teacher, turns
+        self._service = Service(path, self._serve, name="weights", threads=threads)
+        self.thread = self._service.thread
 
     def close(self) -> None:
         """End it and leave no socket behind; a load that goes on is waited for."""
-        with self._lock:
-            self._closing = True
-            if self._channel is not None:
-                # closing it is left to the thread that reads from it
-                with socket.socket(fileno=os.dup(self._channel.fileno())) as same:
-                    _shut(same)
-        _shut(self._listener)  # wakes `accept`
-        self.thread.join()
-        self._listener.close()
-        Path(self._path).unlink(missing_ok=True)
+        self._service.close()
 
-    def _run(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def _serve(self, channel: wire.Channel) -> None:
         while True:
-            try:
-                channel = wire.accept(self._listener)
-            except OSError:
-                return
-            if channel is None:
-                continue
-            with self._lock:
-                if self._closing:
-                    channel.close()
-                    return
-                self._channel = channel
-            with contextlib.suppress(wire.Gone):
-                while True:
-                    channel.send(self._obeyed(*channel.receive()))
-            with self._lock:
-                self._channel = None
-                channel.close()
+            channel.send(self._obeyed(*channel.receive()))
 
     def _obeyed(self, message: dict[str, Any], fd: int | None) -> dict[str, Any]:
         """Do what a message asks; return the answer."""
@@ -157,9 +118,3 @@ class WeightServing:
         if slept:
             teacher.sleep()
         return drift
-
-
-def _shut(connection: socket.socket) -> None:
-    """Wake whoever waits for something to come from a socket: nothing will."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
