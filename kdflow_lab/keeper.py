@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -187,10 +188,11 @@ class Keeper:
         training = self._training
         training.beats.at(f"looking at the probes after step {training.step}")
         _, probes = self._made_tools()
-        path = probes.write(training.directory, training.step)
+        path = probes.write(training.directory, training.step, tokenizer=self._tokenizer)
         self._probed_step = training.step
         training.event("probes", step=training.step, path=str(path))
 
+    @functools.cached_property
     def _tokenizer(self) -> Any:
         """The student's, on rank 0, which writes what tokens say."""
         job = self._training.job
@@ -229,6 +231,6 @@ class Keeper:
         probed = table.first(config.probe_rows)
         self._tools = (
             HeldOut(training.student, table, **known),
-            Probes(training.student, probed, **known, tokenizer=self._tokenizer()),
+            Probes(training.student, probed, **known),
         )
         return self._tools

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kdflow_lab.errors import DataError, unknown_name
-from kdflow_lab.evaluate.inspection import QUANTITIES, Inspection
+from kdflow_lab.errors import DataError
+from kdflow_lab.evaluate.inspection import Inspection, check_quantity
 from kdflow_lab.evaluate.run_probes import note_of
 from kdflow_lab.evaluate.sandbox_ask import MOST_ROWS, checked_data, checked_number
 
@@ -79,8 +79,7 @@ class AskedTexts:
             ConfigError: One of them does not fit.
             DataError: There is no text, no such data, or a rollout without its tokens.
         """
-        if quantity is not None and quantity not in QUANTITIES:
-            raise unknown_name("quantity", quantity, QUANTITIES)
+        check_quantity(quantity)
         checked_number("top", top, most=MOST_TOP)
         checked_number("rows", rows, most=MOST_ROWS)
         checked_number("max_length", max_length, most=MOST_LENGTH)

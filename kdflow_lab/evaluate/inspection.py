@@ -73,6 +73,16 @@ QUANTITIES: dict[str, Quantity] = {
 """Name -> what tokens can be coloured by, in the order of a menu."""
 
 
+def check_quantity(name: str | None) -> None:
+    """Refuse a quantity that no inspection has; None stands for a default.
+
+    Raises:
+        ConfigError: There is none of that name; the nearest is offered.
+    """
+    if name is not None and name not in QUANTITIES:
+        raise unknown_name("quantity", name, QUANTITIES)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InspectedRow:
     """One text.

@@ -48,7 +48,6 @@ class Probes:
         k: int = 10,
         timeout_s: float | None = None,
         across: Across | None = None,
-        tokenizer: Any = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -63,8 +62,6 @@ class Probes:
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
             across: Compares tokens if the teacher has another tokenizer: then of all that compares
                 only `forward_kl` is written, and of response tokens.
-            tokenizer: The student's, which says the texts of the tokens on rank 0, the only one
-                that needs it; None leaves them out.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
@@ -74,7 +71,6 @@ class Probes:
         self._teacher_head = None if teacher is None else teacher_head
         self._k = k
         self._table = table
-        self._tokenizer = tokenizer
         asked = every_token(table)
         meets = {"place": place, "timeout_s": timeout_s}
         self._rows = TaughtRows(asked, teacher=teacher if table.teacher is None else None, **meets)
@@ -83,7 +79,7 @@ class Probes:
             self._answers = TaughtRows(table, teacher=teacher, **meets)
         self._cu_seqlens = cu_seqlens_of(table)
 
-    def write(self, directory: RunDirectory, step: int) -> Path:
+    def write(self, directory: RunDirectory, step: int, *, tokenizer: Any = None) -> Path:
         """Inspect the student as it is now; all ranks call it together, rank 0 writes.
 
         To be called between two steps. The student is left as it was, and the training's ring is
@@ -92,6 +88,8 @@ class Probes:
         Args:
             directory: The run's.
             step: The last step that was taken.
+            tokenizer: The student's, which says the texts of the tokens on rank 0, the only one
+                that needs it; None leaves them out.
 
         Returns:
             The file, which `read` reads and `probe_file` describes; it is there on return.
@@ -105,20 +103,17 @@ class Probes:
         problem = None
         if dist.get_rank() == 0:
             k = arrays["student_topk_ids"].shape[1]
+            texts = None
+            if tokenizer is not None:
+                texts = token_texts(tokenizer, probe_file.ids_in(arrays))
             try:
-                probe_file.save(path, arrays, step=step, k=k, texts=self._texts(arrays))
+                probe_file.save(path, arrays, step=step, k=k, texts=texts)
             except OSError as error:
                 problem = error
         problem = share(problem)
         if problem is not None:
             raise problem
         return path
-
-    def _texts(self, arrays: dict[str, np.ndarray]) -> dict[int, str] | None:
-        """The text of every id in the arrays, if the tokenizer is known."""
-        if self._tokenizer is None:
-            return None
-        return token_texts(self._tokenizer, probe_file.ids_in(arrays))
 
     def _statistics(self) -> dict[str, np.ndarray]:
         """Look at every token; the whole arrays on every rank, in the table's order."""

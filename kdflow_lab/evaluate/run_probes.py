@@ -6,9 +6,9 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from kdflow_lab.errors import RunError, unknown_name
+from kdflow_lab.errors import RunError
 from kdflow_lab.evaluate import probe_file
-from kdflow_lab.evaluate.inspection import QUANTITIES, Inspection
+from kdflow_lab.evaluate.inspection import Inspection, check_quantity
 from kdflow_lab.jsonl import JsonlTail
 from kdflow_lab.rundir import ENDED, RunDirectory
 
@@ -121,8 +121,7 @@ def checked_probes(path: Path, step: int | None, quantity: str | None) -> RunPro
         RunError: There are no probes of that step.
         ConfigError: There is no such quantity.
     """
-    if quantity is not None and quantity not in QUANTITIES:
-        raise unknown_name("quantity", quantity, QUANTITIES)
+    check_quantity(quantity)
     return RunProbes(path, start=step)
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdflow_lab.errors import ModelError
-from kdflow_lab.rollout.weights import Source, merged, reshard, sources, write_sources
+from kdflow_lab.rollout.weights import Source, merged, reshard, rows_each, sources, write_sources
 from kdflow_lab.transport.segment import laid_out
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ def _shard(source: Source, whole: Tensor) -> Tensor:
     local = _local(made)
     rows = whole.detach()
     if hasattr(parameter, "to_local"):
-        world_size = dist.get_world_size()
-        share = -(-whole.shape[0] // world_size)  # the split of torch.chunk, which FSDP2 takes
-        rows = rows[dist.get_rank() * share :][: local.shape[0]]
+        rows = rows[dist.get_rank() * rows_each(whole.shape[0]) :][: local.shape[0]]
     local.copy_(rows)
     return made
 

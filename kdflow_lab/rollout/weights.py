@@ -212,8 +212,7 @@ def _pieces(
             f"expected its rows to be sharded over all {world_size} ranks, as fully_shard does."
         )
     local = merged(source, parameter.to_local().detach())
-    rows = parameter.shape[0]
-    share = -(-rows // world_size)  # the split of torch.chunk, which FSDP2 takes
+    share = rows_each(parameter.shape[0])
     row_bytes = max(1, parameter.shape[1:].numel() * dtype.itemsize)
     step = max(1, bucket_bytes // (row_bytes * world_size))
     for start in range(0, share, step):
@@ -223,6 +222,11 @@ def _pieces(
             firsts = range(0, world_size * share, share)
             targets = [target[first + start : first + stop] for first in firsts]
         yield _Piece(local[start:stop], stop - start, row_bytes, targets)
+
+
+def rows_each(rows: int) -> int:
+    """Return how many of a parameter's rows the first ranks have: torch.chunk's split, FSDP2's."""
+    return -(-rows // _world_size())
 
 
 def merged(source: Source, local: Tensor) -> Tensor:

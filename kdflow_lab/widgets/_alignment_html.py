@@ -25,6 +25,7 @@ from kdflow_lab.widgets._alignment_data import (
     lines,
     pieces,
 )
+from kdflow_lab.widgets._panels import STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from kdflow_lab.align.alignment import Alignment
@@ -34,7 +35,6 @@ CHARACTERS = 110
 MOST_PIECES = 250
 """Drawn; some 150 kB of HTML. The rest is counted."""
 MOST_REASONS = 12
-TEACHER, STUDENT = "#E69F00", "#0072B2"
 GROUND = {
     ONE: "rgba(128,128,128,.10)",
     SPLIT: "rgba(204,121,167,.28)",

@@ -23,7 +23,7 @@ from kdflow_lab.widgets._alignment_data import (
     lines,
     pieces,
 )
-from kdflow_lab.widgets._panels import INK
+from kdflow_lab.widgets._panels import INK, STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from kdflow_lab.align.alignment import Alignment
@@ -34,7 +34,6 @@ LETTER = 7.3
 BOX, BRIDGE, LINE = 20, 16, 70
 """Pixels of a token's height, between the strips, and from line to line."""
 MOST_LINES = 16
-TEACHER, STUDENT = "#E69F00", "#0072B2"
 FILL = {ONE: ("#808080", 0.22), SPLIT: ("#CC79A7", 0.45), MANY: ("#CC79A7", 0.8)}
 TOP = 56
 

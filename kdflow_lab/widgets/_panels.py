@@ -11,6 +11,8 @@ from dataclasses import dataclass
 INK = "#7b7b7b"
 """Text and axes: readable on white (4.2 : 1) and on a dark page."""
 GRID = "rgba(128,128,128,0.25)"
+STUDENT, TEACHER = "#0072B2", "#E69F00"
+"""The two models, wherever both are drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from kdflow_lab.widgets._panels import INK
+from kdflow_lab.widgets._panels import INK, STUDENT, TEACHER
 from kdflow_lab.widgets._sandbox_tables import before, headline, largest_push, shortened
 from kdflow_lab.widgets._tokens import probability, signed, visible
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from kdflow_lab.evaluate.sandbox_tokens import Candidates
 
 WIDTH = 960
-STUDENT, TEACHER = "#0072B2", "#E69F00"
 UP, DOWN = "#009E73", "#D55E00"
 LINE, BAR = 22, 13
 """Pixels from line to line, and of a bar's height."""
