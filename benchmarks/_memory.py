@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +39,16 @@ class Memory:
     def now(self) -> int:
         """The sum at this moment, in bytes."""
         return process_watch.pss_bytes(process_watch.marked(self._mark))
+
+    @contextlib.contextmanager
+    def inherited(self) -> Iterator[None]:
+        """Watch whatever this process starts meanwhile, such as a lab's processes."""
+        os.environ.update(self.environment)
+        try:
+            yield
+        finally:
+            for name in self.environment:
+                os.environ.pop(name)
 
     def __enter__(self) -> Self:
         """Begin to watch."""

@@ -24,7 +24,6 @@ here they run on answers alone, in chunks. On-policy, decoding is about half of 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -82,17 +81,12 @@ class Sides:
                 "log_rollouts": 0,  # TRL keeps no answers
             }
         with tempfile.TemporaryDirectory(dir=self.folder) as runs, Memory() as memory:
-            os.environ.update(memory.environment)  # inherited by the lab's processes
-            try:
-                lab = kd.Lab(self.teacher, self.student, device="cpu", dir=runs, **self.lab_options)
-                with lab:
-                    loaded = memory.now()
-                    batch = self.rows[: args.batch_size]
-                    first = lab.distill(**common, data=batch, steps=1).wait()
-                    run = lab.distill(**common, data=self.rows, steps=args.steps).wait()
-            finally:
-                for name in memory.environment:
-                    os.environ.pop(name)
+            lab = kd.Lab(self.teacher, self.student, device="cpu", dir=runs, **self.lab_options)
+            with memory.inherited(), lab:
+                loaded = memory.now()
+                batch = self.rows[: args.batch_size]
+                first = lab.distill(**common, data=batch, steps=1).wait()
+                run = lab.distill(**common, data=self.rows, steps=args.steps).wait()
         steps = [record for record in run.records if record["step"] > DISCARDED]
         return {
             "first_loss": first.records[0]["loss"],

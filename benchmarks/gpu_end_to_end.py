@@ -22,7 +22,6 @@ heads of prompt and padding positions, this system on whichever of teacher and s
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import sys
@@ -60,24 +59,19 @@ def ours(args: argparse.Namespace, device: str) -> dict[str, Any]:
         "checkpoint_minutes": None,
     }
     with tempfile.TemporaryDirectory(prefix="kdflow-bench-") as folder, Memory() as memory:
-        os.environ.update(memory.environment)  # inherited by the lab's processes
-        try:
-            lab = kd.Lab(
-                args.teacher,
-                args.student,
-                device=device,
-                teacher_backend=args.teacher_backend,
-                teacher_dtype=args.precision,
-                dir=folder,
-            )
-            with lab:
-                loaded = memory.now()
-                first = lab.distill(**common, rows=args.batch_size, steps=1).wait()
-                run = lab.distill(**common, rows=args.rows, steps=args.steps).wait()
-                (started,) = [event for event in run.events if event["event"] == "started"]
-        finally:
-            for name in memory.environment:
-                os.environ.pop(name)
+        lab = kd.Lab(
+            args.teacher,
+            args.student,
+            device=device,
+            teacher_backend=args.teacher_backend,
+            teacher_dtype=args.precision,
+            dir=folder,
+        )
+        with memory.inherited(), lab:
+            loaded = memory.now()
+            first = lab.distill(**common, rows=args.batch_size, steps=1).wait()
+            run = lab.distill(**common, rows=args.rows, steps=args.steps).wait()
+            (started,) = [event for event in run.events if event["event"] == "started"]
     steps = [record for record in run.records if record["step"] > DISCARDED]
     return {
         "first_loss": first.records[0]["loss"],

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,19 @@ SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
 }
 SCREENSHOTS = Path(__file__).parent.parent / "out" / "screenshots"
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
+    """Ask again and again until something is true; return it.
+
+    Raises:
+        AssertionError: It was not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
+        time.sleep(0.1)
+    return found
 
 
 class LabServer:
@@ -211,6 +225,16 @@ class LabPage:
         self.page.click(".jp-Dialog .jp-mod-accept, .jp-Dialog .jp-mod-warn")
         self.page.wait_for_selector(".jp-Dialog", state="detached", timeout=timeout_s * 1000)
         self._wait_until_idle(timeout_s=timeout_s)
+
+    def choose_theme(self, name: str) -> None:
+        """Choose `Light` or `Dark` in the menu, and wait until it holds."""
+        self.page.click(".lm-MenuBar-item:has-text('Settings')")
+        self.page.hover(".lm-Menu-item[data-type='submenu']:has-text('Theme')")
+        entry = f"[data-command='apputils:change-theme']:has-text('JupyterLab {name}')"
+        self.page.click(f"{entry} >> nth=0")  # there is one of high contrast, too
+        light = str(name == "Light").lower()
+        # JupyterLab's body counts as hidden
+        self.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
 
     def outputs(self) -> list[str]:
         """Return the text of each output on the page."""

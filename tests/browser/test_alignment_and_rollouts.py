@@ -6,13 +6,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
-from lab_in_browser import LabPage, LabServer
+from lab_in_browser import LabPage, LabServer, wait_until
 from nbformat import v4
 
 from kdflow_lab.rundir import RunDirectory, list_runs
@@ -53,30 +53,12 @@ def jupyterlab_server(
     assert server.stop() == [], "processes outlived JupyterLab"
 
 
-def _until(condition: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
-def _theme(page: LabPage, name: str) -> None:
-    """Choose a theme in the menu, and wait until it holds."""
-    page.page.click(".lm-MenuBar-item:has-text('Settings')")
-    page.page.hover(".lm-Menu-item:has-text('Theme')")
-    page.page.click(f"[data-command='apputils:change-theme']:has-text('JupyterLab {name}')")
-    light = str(name == "Light").lower()
-    page.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
-    page.page.keyboard.press("Escape")
-
-
 def _saved(page: LabPage) -> Path:
     """Save the notebook; return its file once the outputs are in it."""
     file = page.server.root / page.notebook
     before = file.stat().st_mtime_ns
     page.page.keyboard.press("Control+s")
-    _until(lambda: file.stat().st_mtime_ns != before, "the notebook is saved")
+    wait_until(lambda: file.stat().st_mtime_ns != before, "the notebook is saved")
     return file
 
 
@@ -109,7 +91,7 @@ def _height(lens: Locator) -> float:
 def test_alignment_lens(browser_page: LabPage) -> None:
     page = browser_page.page
     browser_page.open("alignment.ipynb")
-    _theme(browser_page, "Light")
+    browser_page.choose_theme("Light")
     browser_page.run_cell(0)
     lens = page.locator(".kdflow-alignment").first
     lens.locator(".piece").first.wait_for()
@@ -147,7 +129,7 @@ def test_alignment_lens(browser_page: LabPage) -> None:
     assert _height(lens) == height  # nothing moves
     browser_page.screenshot("alignment_light")
 
-    _theme(browser_page, "Dark")
+    browser_page.choose_theme("Dark")
     lens.locator(".tab:has-text('Chat templates')").click()
     lens.locator(".strip >> nth=1 >> .piece.unaligned").first.hover()
     reason = lens.locator(".reason").last.inner_text()
@@ -158,7 +140,7 @@ def test_alignment_lens(browser_page: LabPage) -> None:
     browser_page.screenshot("alignment_dark")
     lens.locator(".tab:has-text('Special tokens')").click()
     assert "turn_end" in lens.locator(".roles").inner_text()
-    _theme(browser_page, "Light")
+    browser_page.choose_theme("Light")
 
     browser_page.run_cell(1)  # what is hostile in a text stays text
     hostile = page.locator(".kdflow-alignment").nth(1)
@@ -205,11 +187,11 @@ def _lines(run: RunDirectory) -> list[dict[str, Any]]:
 def test_rollout_browser(browser_page: LabPage) -> None:
     page, server = browser_page.page, browser_page.server
     browser_page.open("rollouts.ipynb")
-    _theme(browser_page, "Light")
+    browser_page.choose_theme("Light")
     browser_page.run_cell(0)
     browser_page.wait_for_output(r"up \(lab-", timeout_s=60)
     browser_page.run_cell(1)
-    run = _until(lambda: next(iter(list_runs(server.root.parent / "runs")), None), "the run")
+    run = wait_until(lambda: next(iter(list_runs(server.root.parent / "runs")), None), "the run")
     browser_page.run_cell(2)
     lens = page.locator(".kdflow-rollouts")
     lens.wait_for()
@@ -222,8 +204,8 @@ def test_rollout_browser(browser_page: LabPage) -> None:
             counts.append(int(found))
         page.wait_for_timeout(100)
     lens.locator(".token").first.wait_for()
-    _until(lambda: run.state() == "finished", "the run ends")
-    _until(lambda: not lens.locator("span.live").count(), "the browser stops following it")
+    wait_until(lambda: run.state() == "finished", "the run ends")
+    wait_until(lambda: not lens.locator("span.live").count(), "the browser stops following it")
 
     lines = [line for line in _lines(run) if not line.get("pinned")]
     assert f"{len(lines)} answers of 12 steps" in lens.locator(".headline").inner_text()
@@ -264,7 +246,7 @@ def test_rollout_browser(browser_page: LabPage) -> None:
     assert "bits" in lens.locator(".correction").inner_text()
     lens.locator("input.bits").uncheck()
 
-    _theme(browser_page, "Dark")
+    browser_page.choose_theme("Dark")
     page.wait_for_timeout(500)
     browser_page.screenshot("rollouts_dark")
     lens.locator(".tab:has-text('Pinned prompts')").click()
@@ -280,7 +262,7 @@ def test_rollout_browser(browser_page: LabPage) -> None:
     lens.locator("select.before").select_option(str(steps[0]))
     lens.locator(".changed").first.wait_for()
     browser_page.screenshot("rollouts_pinned")
-    _theme(browser_page, "Light")
+    browser_page.choose_theme("Light")
 
     browser_page.run_cell(3)
     browser_page.wait_for_output("DOWN", timeout_s=30)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab_in_browser import LabPage, LabServer
+from lab_in_browser import LabPage, LabServer, wait_until
 from leftovers import processes_of, wait_until_gone
 from nbformat import v4
 
@@ -67,13 +67,6 @@ def _steps(run: RunDirectory) -> int:
     return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
 
 
-def _wait(condition, what: str, *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
-        time.sleep(0.1)
-
-
 @pytest.mark.timeout(300)
 def test_run_outlives_its_kernel_and_is_taken_up_again(browser_page: LabPage) -> None:
     page, server = browser_page.page, browser_page.server
@@ -82,11 +75,11 @@ def test_run_outlives_its_kernel_and_is_taken_up_again(browser_page: LabPage) ->
     browser_page.wait_for_output(r"up \(lab-")
     browser_page.run_cell(1)
     run = _run(server, "base")
-    _wait(lambda: _steps(run) >= 150, "the run trains")
+    wait_until(lambda: _steps(run) >= 150, "the run trains", seconds=60)
 
     browser_page.restart_kernel()
     steps = _steps(run)
-    _wait(lambda: _steps(run) >= steps + 20, "the run goes on without its kernel", seconds=10)
+    wait_until(lambda: _steps(run) >= steps + 20, "the run goes on without its kernel", seconds=10)
     assert run.state() == "running"
 
     browser_page.run_cell(ATTACH)
@@ -98,10 +91,12 @@ def test_run_outlives_its_kernel_and_is_taken_up_again(browser_page: LabPage) ->
     browser_page.screenshot("attach_running")
 
     browser_page.run_cell(SET)
-    _wait(lambda: any(event["event"] == "set" for event in run.events()), "lr is changed")
+    wait_until(
+        lambda: any(event["event"] == "set" for event in run.events()), "lr is changed", seconds=60
+    )
     browser_page.run_cell(PAUSE)
-    _wait(lambda: run.state() == "paused", "the run pauses")
-    _wait(lambda: bool(run.checkpoint_steps()), "a pause writes a checkpoint")
+    wait_until(lambda: run.state() == "paused", "the run pauses", seconds=60)
+    wait_until(lambda: bool(run.checkpoint_steps()), "a pause writes a checkpoint", seconds=60)
     browser_page.screenshot("attach_paused")
 
     browser_page.run_cell(FORK)
@@ -109,7 +104,7 @@ def test_run_outlives_its_kernel_and_is_taken_up_again(browser_page: LabPage) ->
     parent_step = fork.config()["parent"]["step"]
     assert parent_step == run.checkpoint_steps()[-1]
     browser_page.run_cell(COMPARE)
-    _wait(lambda: fork.state() == "finished", "the fork trains", seconds=90)
+    wait_until(lambda: fork.state() == "finished", "the fork trains", seconds=90)
     assert run.state() == "paused"
     assert run.last_word()["event"] == "parked"
     browser_page.wait_for_output(r"forked from", timeout_s=30)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import nbformat
 import pytest
-from lab_in_browser import LabPage, LabServer
+from lab_in_browser import LabPage, LabServer, wait_until
 from nbformat import v4
 
 from kdflow_lab.rundir import RunDirectory, list_runs
@@ -52,29 +51,12 @@ def jupyterlab_server(
     assert server.stop() == [], "processes outlived JupyterLab"
 
 
-def _wait(condition: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
 def _runs(server: LabServer) -> dict[str, RunDirectory]:
     return {run.path.name: run for run in list_runs(server.root.parent / "runs")}
 
 
 def _events(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
     return [event for event in run.events() if event["event"] == kind]
-
-
-def _theme(page: LabPage, name: str) -> None:
-    """Choose a theme in the menu, and wait until it holds."""
-    page.page.click(".lm-MenuBar-item:has-text('Settings')")
-    page.page.hover(".lm-Menu-item[data-type='submenu']:has-text('Theme')")
-    page.page.click(f"[data-command='apputils:change-theme']:has-text('{name}') >> nth=0")
-    light = str(name.endswith("Light")).lower()
-    page.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
 
 
 @pytest.mark.timeout(180)
@@ -84,7 +66,7 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     browser_page.run_cell(START)
     browser_page.wait_for_output(r"up \(lab-")
     browser_page.run_cell(DISTILL)
-    run = _wait(lambda: _runs(server).get("base"), "the run is there")
+    run = wait_until(lambda: _runs(server).get("base"), "the run is there")
     head = page.locator(".kdflow-status").last
     page.wait_for_function(f"{PLOTS} > 0", timeout=40_000)
     head.locator(".state[data-state='running']").wait_for(timeout=30_000)
@@ -95,7 +77,7 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     # a knob is turned with the keyboard; the run answers, and the change is a mark on the curve
     knob("lr").locator("input").fill("0.0003")
     knob("lr").locator("input").press("Enter")
-    (changed,) = _wait(lambda: _events(run, "set"), "lr is set")
+    (changed,) = wait_until(lambda: _events(run, "set"), "lr is set")
     assert changed["changes"] == {"lr": 0.0003}
     assert changed["by"].startswith("figure, pid ")
     page.wait_for_function(f"({MARKS})().length === 1", timeout=20_000)
@@ -107,7 +89,7 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     # the loss is a menu, applied by its button
     knob("loss").locator("select").select_option("jsd")
     knob("loss").locator("button").click()
-    _wait(lambda: len(_events(run, "set")) == 2, "the loss is set")
+    wait_until(lambda: len(_events(run, "set")) == 2, "the loss is set")
     assert _events(run, "set")[1]["changes"]["loss"] == "jsd"
 
     # a value that does not fit is refused in its place, and nothing is asked of the run
@@ -123,8 +105,8 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     assert head.locator(".answer[data-kind='error']").count() == 0
 
     head.locator("button.checkpoint").click()
-    _wait(lambda: _events(run, "checkpoint"), "a checkpoint is written")
-    step = _wait(run.checkpoint_steps, "the checkpoint is whole")[-1]
+    wait_until(lambda: _events(run, "checkpoint"), "a checkpoint is written")
+    step = wait_until(run.checkpoint_steps, "the checkpoint is whole")[-1]
 
     # a fork that cannot be is refused in the form; one that can has a name and a line of code
     head.locator("button.fork").click()
@@ -137,7 +119,7 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     form.locator("[data-field='lr']").fill("0.002")
     form.locator("button.make-fork").click()
     form.locator("code", has_text='base-fork1").plot()').wait_for()
-    fork = _wait(lambda: _runs(server).get("base-fork1"), "the fork is there").config()
+    fork = wait_until(lambda: _runs(server).get("base-fork1"), "the fork is there").config()
     assert (fork["parent"]["step"], fork["steps"], fork["lr"]) == (step, 30000, 0.002)
     assert fork["loss"] == "jsd"
     browser_page.screenshot("dashboard_fork")
@@ -153,10 +135,10 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
     assert {"supervisor", "controller", "teacher", "student 0"} <= set(roles)
     assert foot.locator(".item").count() == 2
 
-    _theme(browser_page, "JupyterLab Dark")
+    browser_page.choose_theme("Dark")
     page.wait_for_timeout(800)
     browser_page.screenshot("dashboard_dark")
-    _theme(browser_page, "JupyterLab Light")
+    browser_page.choose_theme("Light")
 
     # %kdflow status shows the same; the view that it replaces becomes static
     browser_page.run_cell(STATUS)
@@ -169,7 +151,7 @@ def test_dashboard_in_jupyterlab(browser_page: LabPage) -> None:
 
     # a cell that is cleared gives the memory of its plot back
     page.locator(".kdflow-status button.pause").last.click()
-    _wait(lambda: run.state() == "paused", "the run pauses")
+    wait_until(lambda: run.state() == "paused", "the run pauses")
     page.locator(".kdflow-status .state[data-state='paused']").last.wait_for()
     page.wait_for_timeout(1500)  # what was sent to the plot is drawn, and the first view let go
     browser_page.run_cell(COUNT)

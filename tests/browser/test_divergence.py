@@ -67,12 +67,6 @@ def _wait(lens: Locator, expression: str) -> None:
     lens.page.wait_for_function(f"e => {expression}", arg=handle, timeout=20_000)
 
 
-def _theme(page: Page, name: str) -> None:
-    page.click(".lm-MenuBar-item:has-text('Settings')")
-    page.hover(".lm-Menu-item[data-type='submenu']:has-text('Theme')")
-    page.click(f"[data-command='apputils:change-theme']:has-text('{name}') >> nth=0")
-
-
 def _end_kernel(page: LabPage) -> None:
     for session in page.server.api("/api/sessions"):
         request = urllib.request.Request(
@@ -154,10 +148,10 @@ def test_divergence_lens_in_jupyterlab(browser_page: LabPage) -> None:
     assert page.locator("[class^='kdflow-twin']").is_hidden()
     _look_at_the_ended_run(page, lens)
     _picture(lens, "divergence_light")
-    _theme(page, "JupyterLab Dark")
+    browser_page.choose_theme("Dark")
     _wait(lens, "e.dataset.theme === 'dark'")
     _picture(lens, "divergence_dark")
-    _theme(page, "JupyterLab Light")
+    browser_page.choose_theme("Light")
 
     browser_page.run_cell(1)  # again: the earlier view is closed, not kept
     browser_page.run_cell(3)
