@@ -212,10 +212,19 @@ class LabPage:
         self.page.click("[data-command='runmenu:run-all']")
 
     def run_cell(self, number: int) -> None:
-        """Run one code cell, counted from 0, as Shift+Enter does."""
+        """Run one code cell, counted from 0, as Shift+Enter does.
+
+        A live figure above may move the page under the mouse, so that a click falls into another
+        cell: keys are pressed only where the cell that was meant has the focus.
+        """
         editor = self.page.locator(".jp-CodeCell .jp-Editor .cm-content").nth(number)
-        editor.scroll_into_view_if_needed()
-        editor.click()
+
+        def focused() -> bool:
+            editor.scroll_into_view_if_needed()
+            editor.click()
+            return editor.evaluate("node => node.contains(document.activeElement)")
+
+        wait_until(focused, f"cell {number} takes the focus", seconds=10)
         self.page.keyboard.press("Shift+Enter")
 
     def restart_kernel(self, *, timeout_s: float = 30) -> None:
