@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "supervisor runlist",
         "run",
         "widgets status",
+        "looks",
         "lab",
         "session",
         "commands",
