@@ -55,6 +55,8 @@ class TrlRun:
         gradient_checkpointing: TRL's default is True, which makes its steps slower.
         device: `cpu` or `cuda`.
         threads: CPU threads.
+        keeps_memory: With this system's settings of the allocator, under which a step's memory is
+            kept for the next one; else with the C library's own, as TRL is mostly used.
     """
 
     trainer: Literal["gkd", "distillation"] = "gkd"
@@ -75,6 +77,7 @@ class TrlRun:
     gradient_checkpointing: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
+    keeps_memory: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Measured:
         step_s: Seconds.
         loss: Nats a trained token.
         tokens: Trained tokens.
-        loaded_bytes: Summed PSS with both models loaded, before the first step.
+        loaded_bytes: Summed PSS with both models loaded and read, before the first step.
         peak_bytes: Largest summed PSS.
         gpu_bytes: Largest allocation on the GPU; 0 on a CPU.
         versions: Of TRL and what it stands on.
@@ -118,7 +121,12 @@ def measure(run: TrlRun) -> Measured:
         environment = {
             **os.environ,
             **memory.environment,
-            **ENVIRONMENT,  # as this system's engines have it: threads that wait sleep
+            # as this system's engines have it: threads that wait sleep
+            **{
+                name: value
+                for name, value in ENVIRONMENT.items()
+                if run.keeps_memory or not name.startswith("MALLOC_")
+            },
             "OMP_NUM_THREADS": str(run.threads),
             "TRL_EXPERIMENTAL_SILENCE": "1",
             "HF_HUB_OFFLINE": "1",
@@ -191,6 +199,9 @@ def _train(run: TrlRun, folder: str) -> dict[str, Any]:
         """Notes when a step ended, and the loss that was logged."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for model in models:  # mapped from their files, weights take memory once they are read
+                for parameter in model.parameters():
+                    parameter.detach().sum()
             print(json.dumps({"loaded": True}), flush=True)
             sys.stdin.readline()
             ends.append(time.perf_counter())
@@ -224,9 +235,13 @@ def _train(run: TrlRun, folder: str) -> dict[str, Any]:
         rows = [{"prompt": row["messages"][:-1]} for row in run.rows]
     else:
         rows = run.rows
+    models = (
+        AutoModelForCausalLM.from_pretrained(run.student, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(run.teacher, dtype=teacher_dtype),
+    )
     trainer = Counting(
-        model=AutoModelForCausalLM.from_pretrained(run.student, dtype=torch.float32),
-        teacher_model=AutoModelForCausalLM.from_pretrained(run.teacher, dtype=teacher_dtype),
+        model=models[0],
+        teacher_model=models[1],
         args=options,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

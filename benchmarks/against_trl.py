@@ -5,7 +5,10 @@ of each side is a fresh set of processes, its first steps are discarded, figures
 rest. Ratios are of trained tokens a second. TRL runs as fast as it can: gradient checkpointing off
 (its default makes its generation several times slower).
 
-    off-policy   forward KL on the rows' answers: GKDTrainer with lmbda 0
+    off-policy   forward KL on the rows' answers: GKDTrainer with lmbda 0, under this system's
+                 settings of the C library's allocator (`engines.ENVIRONMENT`), which make it faster
+                 too, and under the library's own, as it is mostly used. `kdflow_lab_cached` takes
+                 the teacher's hidden states from a cache, as every epoch but the first does
     on-policy    forward KL on 64 new tokens that the student writes: GKDTrainer with lmbda 1, and
                  DistillationTrainer. Here strictly on-policy (`kdflow_lab`), as TRL is, and with
                  answers of weights one step old, written while the students learn
@@ -14,9 +17,11 @@ rest. Ratios are of trained tokens a second. TRL runs as fast as it can: gradien
 Off-policy, one step on one batch must give both sides the same loss, or nothing is reported.
 On-policy, answers are drawn at random, so there it is the count of trained tokens that is compared.
 
-Memory is the summed PSS of all processes of a side over what its loaded models take. What bounds
-it: products. TRL runs heads on every position of prompt, answer and padding, twice in full logits;
-here they run on answers alone, in chunks. On-policy, decoding is about half of the step.
+Memory is the largest summed PSS of all processes of a side over what they take before the first
+step, both models' weights included as a whole: TRL's process reads all of them first, and here,
+where the student is not loaded yet, the files' sizes are added (not its copies). What bounds it:
+products. TRL runs heads on every position of prompt, answer and padding, twice in full logits; here
+they run on answers alone, in chunks. On-policy, decoding is about half of the step.
 
     .venv/bin/python benchmarks/against_trl.py --cases on_policy --rounds 3
 """
@@ -42,11 +47,14 @@ DISCARDED = 2
 SAME_LOSS = 1e-3
 """Largest relative difference of the two sides' losses on the same batch."""
 CASES = {"off_policy": ("gkd",), "on_policy": ("gkd", "distillation")}
-OURS = {
-    "off_policy": {"kdflow_lab": 0},
-    "on_policy": {"kdflow_lab": 0, "kdflow_lab_stale_1": 1},
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "off_policy": {"kdflow_lab": {}, "kdflow_lab_cached": {"cache": True}},
+    "on_policy": {
+        "kdflow_lab": {"max_staleness": 0},
+        "kdflow_lab_stale_1": {"max_staleness": 1},
+    },
 }
-"""By case, our sides and how many steps old their answers may be."""
+"""By case, our sides and their options."""
 PHASES = ("rollout_wait_s", "rollout_s", "sync_s", "teacher_wait_s", "teacher_busy_s", "step_s")
 
 
@@ -59,8 +67,8 @@ class Sides:
         self.teacher, self.student = save_models(folder)
         self.rows = make_rows(args.batch_size * (args.steps + 1))
 
-    def ours(self, case: str, staleness: int) -> dict[str, Any]:
-        """One round of this system."""
+    def ours(self, case: str, options: dict[str, Any]) -> dict[str, Any]:
+        """One round of this system; rows that come from a cache are captured before."""
         args = self.args
         common: dict[str, Any] = {
             "loss": "forward_kl",
@@ -72,18 +80,20 @@ class Sides:
             "micro_batch_tokens": args.micro_batch_tokens,
             "max_length": 512,
             "checkpoint_minutes": None,
+            **options,
         }
         if case == "on_policy":
             common |= {
                 "on_policy": True,
                 "max_new_tokens": args.new_tokens,
-                "max_staleness": staleness,
                 "log_rollouts": 0,  # TRL keeps no answers
             }
         with tempfile.TemporaryDirectory(dir=self.folder) as runs, Memory() as memory:
             lab = kd.Lab(self.teacher, self.student, device="cpu", dir=runs, **self.lab_options)
             with memory.inherited(), lab:
-                loaded = memory.now()
+                loaded = memory.with_models(self.teacher, self.student)
+                if options.get("cache"):
+                    lab.capture(self.rows, max_length=512)
                 batch = self.rows[: args.batch_size]
                 first = lab.distill(**common, data=batch, steps=1).wait()
                 run = lab.distill(**common, data=self.rows, steps=args.steps).wait()
@@ -111,7 +121,7 @@ class Sides:
             options["teacher_backend"] = args.teacher_backend
         return options
 
-    def theirs(self, case: str, trainer: Any) -> dict[str, Any]:
+    def theirs(self, case: str, trainer: Any, *, keeps_memory: bool = True) -> dict[str, Any]:
         """One round of a trainer of TRL."""
         args = self.args
         on_policy = case == "on_policy"
@@ -125,9 +135,10 @@ class Sides:
             "lmbda": float(on_policy),
             "max_new_tokens": args.new_tokens,
             "threads": machine()["cores"],
+            "keeps_memory": keeps_memory,
         }
         first = None
-        if not on_policy:
+        if not on_policy and keeps_memory:
             batch = self.rows[: args.batch_size]
             first = _trl.measure(_trl.TrlRun(**common, rows=self._tokens(batch), steps=1)).loss[0]
         rows = self.rows if on_policy else self._tokens(self.rows)
@@ -182,6 +193,8 @@ def compare(case: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     said = {name: summary(found) for name, found in rounds.items()}
     ours = said["kdflow_lab"]
     for name, other in said.items():
+        if other["first_loss"] is None:  # it has its own draws, or is a side that was compared
+            continue
         if case == "off_policy" and abs(other["first_loss"] / ours["first_loss"] - 1) > SAME_LOSS:
             raise SystemExit(f"It is not the same work: {name}'s loss differs. {said}")
     times = {
@@ -226,11 +239,14 @@ def main() -> int:
         for case in args.cases:
             rounds: dict[str, list[dict[str, Any]]] = {}
             for number in range(args.rounds):
-                for name, staleness in OURS[case].items():
-                    rounds.setdefault(name, []).append(sides.ours(case, staleness))
+                for name, options in OURS[case].items():
+                    rounds.setdefault(name, []).append(sides.ours(case, options))
                 for trainer in CASES[case]:
                     measured = sides.theirs(case, trainer)
                     rounds.setdefault(f"trl_{trainer}", []).append(measured)
+                if case == "off_policy":
+                    measured = sides.theirs(case, "gkd", keeps_memory=False)
+                    rounds.setdefault("trl_gkd_own_allocator", []).append(measured)
                 print(f"{case}, round {number + 1}:", compare(case, rounds), flush=True)
             result[case] = compare(case, rounds)
             result["versions"] = rounds["trl_gkd"][0]["versions"]

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from kdflow_lab import align, losses, zoo
-    from kdflow_lab.evaluate.report import Evaluation, EvaluationTable
+    from kdflow_lab.evaluate.harness import lm_eval
+    from kdflow_lab.evaluate.report import Evaluation
+    from kdflow_lab.evaluate.table import EvaluationTable
     from kdflow_lab.lab import Lab
-    from kdflow_lab.registration import register_algorithm, register_divergence
+    from kdflow_lab.registration import register_algorithm, register_divergence, register_metric
     from kdflow_lab.run import Run, open_run, runs
 
 __version__ = "0.1.0"
@@ -35,22 +37,26 @@ __all__ = [
     "Lab",
     "Run",
     "align",
+    "lm_eval",
     "losses",
     "open_run",
     "register_algorithm",
     "register_divergence",
+    "register_metric",
     "runs",
     "zoo",
 ]
 
 _WHERE = {
     "Evaluation": "kdflow_lab.evaluate.report",
-    "EvaluationTable": "kdflow_lab.evaluate.report",
+    "EvaluationTable": "kdflow_lab.evaluate.table",
     "Lab": "kdflow_lab.lab",
     "Run": "kdflow_lab.run",
+    "lm_eval": "kdflow_lab.evaluate.harness",
     "open_run": "kdflow_lab.run",
     "register_algorithm": "kdflow_lab.registration",
     "register_divergence": "kdflow_lab.registration",
+    "register_metric": "kdflow_lab.registration",
     "runs": "kdflow_lab.run",
 }
 _MODULES = ("align", "losses", "zoo")

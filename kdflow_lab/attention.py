@@ -1,10 +1,14 @@
 """Running a decoder over packed rows, with attention that stays within each row.
 
 Rows lie end to end in one sequence `[1, S]`, so that no layer computes padding. For the attention
-alone they are laid side by side, grouped by length so that padding at most doubles a group, and
-each group is one causal call of `scaled_dot_product_attention`; a `[S, S]` mask never exists. It is
-registered with `transformers` under `NAME` and gets its index through the keyword arguments that
-models pass on. A model whose attention cannot be replaced runs the same rows padded.
+alone they are laid side by side in groups of a few fixed widths, and each group is one causal call
+of `scaled_dot_product_attention`; a `[S, S]` mask never exists. It is registered with
+`transformers` under `NAME` and gets its index through the keyword arguments that models pass on. A
+model whose attention cannot be replaced runs the same rows padded.
+
+The width of a group depends on nothing but the length of a row, so on a CPU a row's hidden states
+are the same bits whatever it is packed with (a test holds it): rows of a cache are what the teacher
+would compute again.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAME = "kdflow_packed"
-SMALLEST_GROUP = 32
+SMALLEST_WIDTH = 32
 """Rows up to this length share a group: splitting them costs more calls than it saves padding."""
 PLAIN_LAYERS = ("full_attention", "sliding_attention")
 
@@ -65,14 +69,11 @@ class PackedIndex:
         """
         starts = cu_seqlens.numpy().astype(np.int64)
         lengths = np.diff(starts)
-        classes = np.ceil(np.log2(np.maximum(lengths, SMALLEST_GROUP))).astype(np.int64)
-        if one_group:
-            classes[:] = 0
+        widths = np.full_like(lengths, lengths.max()) if one_group else _widths(lengths)
         places = np.empty(starts[-1], dtype=np.int64)
         groups, offset = [], 0
-        for size in np.unique(classes):
-            rows = np.flatnonzero(classes == size)
-            width = int(lengths[rows].max())
+        for width in np.unique(widths).tolist():
+            rows = np.flatnonzero(widths == width)
             tokens = starts[rows, None] + np.arange(width)
             real = np.arange(width) < lengths[rows, None]
             places[tokens[real]] = offset + np.flatnonzero(real)
@@ -82,6 +83,14 @@ class PackedIndex:
             offset += len(rows) * width
         positions = torch.from_numpy(np.arange(starts[-1]) - np.repeat(starts[:-1], lengths))
         return cls(tuple(groups), torch.from_numpy(places).to(device), positions.to(device))
+
+
+def _widths(lengths: np.ndarray) -> np.ndarray:
+    """Round lengths up to 32, 48, 64, 96, 128, 192, …: padding is less than half of a row."""
+    lengths = np.maximum(lengths, SMALLEST_WIDTH)
+    power = 2 ** np.ceil(np.log2(lengths)).astype(np.int64)
+    between = power // 4 * 3
+    return np.where((lengths <= between) & (between >= SMALLEST_WIDTH), between, power)
 
 
 def decode(

@@ -35,7 +35,9 @@ class Command:
     """The options; a function, because to know them may import what only their use needs."""
     needs_lab: bool = False
     starts_run: bool = False
-    """Returns a `Run` to watch; in a notebook its options may stand in the cell as YAML."""
+    """Returns a `Run` to watch."""
+    takes_cell: bool = False
+    """In a notebook its options may stand in the cell as YAML."""
 
     def known(self) -> dict[str, Option]:
         """Arguments and options by name."""
@@ -67,9 +69,13 @@ def parse(
     given: dict[str, Any] = {}
 
     def put(option: Option, word: str) -> None:
+        value = values[word] if word in values else option.convert(fill(word, values))
+        if option.many:
+            given.setdefault(option.name, []).append(value)
+            return
         if option.name in given:
             raise ConfigError(f"Option {option.name!r} is given twice.")
-        given[option.name] = values[word] if word in values else option.convert(fill(word, values))
+        given[option.name] = value
 
     words = list(tokens)
     while words:
@@ -95,7 +101,10 @@ def parse(
                 raise _negated_value(option)
             put(option, pair[2])
         elif arguments:
-            put(known[arguments.pop(0)], word)
+            option = known[arguments[0]]
+            put(option, word)
+            if not option.many:
+                arguments.pop(0)
         else:
             raise ConfigError(
                 f"{prefix} {command.name} does not take {fill(word, values)!r}. Options are "
@@ -143,7 +152,10 @@ def help_text(command: Command, *, prefix: str, extra: Sequence[Option] = ()) ->
     named = [*command.options(), *extra]
     usage = " ".join(
         [prefix, command.name]
-        + [f"[{argument.name.upper()}]" for argument in command.arguments]
+        + [
+            f"[{argument.name.upper()}]{' …' if argument.many else ''}"
+            for argument in command.arguments
+        ]
         + (["[OPTIONS]"] if named else [])
     )
     lines = [usage, "", command.summary]

@@ -6,6 +6,7 @@ them, and gets them from there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,10 @@ def _doctor(session: Session, given: dict[str, Any]) -> Any:
     return examine(**given)
 
 
+def _plan(session: Session, given: dict[str, Any]) -> Any:
+    return session.lab().plan(**given)
+
+
 def _align(session: Session, given: dict[str, Any]) -> Any:
     if "text" not in given:
         raise ConfigError('Nothing to align. Give a text: align "It is 14 September."')
@@ -80,6 +85,20 @@ def _distill(session: Session, given: dict[str, Any]) -> Run:
 
 def _sft(session: Session, given: dict[str, Any]) -> Run:
     return session.lab().sft(**given)
+
+
+def _sweep(session: Session, given: dict[str, Any]) -> Any:
+    """On a line an option that varies is given several times, in a cell it has a list."""
+    options = {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for name, value in given.items()
+    }
+    sweep = session.lab().sweep(**options)
+    return sweep.wait() if session.is_terminal else sweep
+
+
+def _capture(session: Session, given: dict[str, Any]) -> Any:
+    return session.lab().capture(**given)
 
 
 def _ask(command: str) -> Any:
@@ -169,18 +188,35 @@ def _runs(session: Session, given: dict[str, Any]) -> list[Run]:
 
 def _eval(session: Session, given: dict[str, Any]) -> Any:
     """A model that names a run is that run; the lab knows all other models itself."""
-    folder = given.pop("dir", None)
-    model = given.get("model")
+    folder, save = given.pop("dir", None), given.pop("save", None)
     names = ["latest", *session.run_names(folder)]
-    if isinstance(model, str) and (model in names or (Path(model) / "events.jsonl").is_file()):
-        given["model"] = session.run(model, folder)
-    if isinstance(given.get("model"), Run) and given["model"].state in ("running", "paused"):
-        if set(given) - {"model"}:
-            raise ConfigError("A run that is training is scored on its own eval_rows: no options.")
-        given["model"].evaluate()
-        session.say("Asked for; the figures come as an `evaluated` event before the next step.")
-        return None
-    return session.lab(like=given.get("model")).evaluate(**given)
+    models = [
+        session.run(one, folder)
+        if isinstance(one, str) and (one in names or (Path(one) / "events.jsonl").is_file())
+        else one
+        for one in given.pop("model", [])
+    ]
+    if len(models) == 1 and isinstance(models[0], Run):
+        run = models[0]
+        if run.state in ("running", "paused"):
+            if given:
+                raise ConfigError(
+                    "A run that is training is scored on its own eval_rows: no options."
+                )
+            run.evaluate()
+            session.say("Asked for; the figures come as an `evaluated` event before the next step.")
+            return None
+    lab = session.lab(like=next((one for one in models if isinstance(one, Run)), None))
+    several: Any = models or ["student"]
+    if len(models) == 1 and isinstance(models[0], list | tuple | dict):
+        several = models[0]  # what stood for $name
+    elif len(models) < 2 and save is None:
+        one: dict[str, Any] = {"model": models[0]} if models else {}
+        return lab.evaluate(**one, **given)
+    table = lab.evaluate(model=several, **given)
+    if save is not None:
+        session.say(f"Written: {table.save(save)}")
+    return table
 
 
 def _export(session: Session, given: dict[str, Any]) -> Path:
@@ -191,7 +227,7 @@ def _export(session: Session, given: dict[str, Any]) -> Path:
     if path is None:
         raise ConfigError(f"{session.prefix} export needs a folder: export [RUN[@STEP]] PATH.")
     run, step = session.run_at(name, given.get("dir"))
-    return run.export(path, step=step)
+    return run.export(path, step=step, **{key: given[key] for key in ("adapter",) if key in given})
 
 
 def _inspect(session: Session, given: dict[str, Any]) -> Any:
@@ -269,6 +305,16 @@ def _distill_options() -> list[Option]:
     return from_model(DistillConfig)
 
 
+def _sweep_options() -> list[Option]:
+    return [replace(option, many=True) for option in _distill_options()]
+
+
+def _capture_options() -> list[Option]:
+    from kdflow_lab.lab import CAPTURE_OPTIONS
+
+    return [one for one in _distill_options() if one.name in ("data", *CAPTURE_OPTIONS)]
+
+
 def _sft_options() -> list[Option]:
     from kdflow_lab.config import DistillConfig
 
@@ -285,7 +331,7 @@ def _settings() -> list[Option]:
 def _eval_options() -> list[Option]:
     from kdflow_lab.lab import Lab
 
-    return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR]
+    return [*from_signature(Lab.evaluate, leave_out=("model",)), DIR, SAVE_TABLE]
 
 
 def _inspect_options() -> list[Option]:
@@ -343,8 +389,24 @@ STEP = Option(
     check=int,
 )
 DIR = Option(name="dir", help="Folder with the run directories.", type_text="FOLDER")
-MODEL = Option(name="model", help="student, teacher, a run, or a model folder.", default="student")
+MODEL = Option(
+    name="model",
+    help="student, teacher, a run, or a model folder; several make a table.",
+    default="student",
+    many=True,
+)
+SAVE_TABLE = Option(
+    name="save",
+    help="Also write the table to this file: .csv, .json or .html.",
+    type_text="FILE",
+)
 PATH = Option(name="path", help="Folder to write.")
+ADAPTER = Option(
+    name="adapter",
+    help="Write only the adapter of a LoRA run, as PEFT does.",
+    type_text="",
+    kind="flag",
+)
 SAVE = Option(name="save", help="Also write the figure to this SVG file.", type_text="FILE")
 COMMAND = Option(name="command", help="The command to explain.")
 
@@ -372,12 +434,36 @@ COMMANDS: dict[str, Command] = {
             options=_doctor_options,
         ),
         Command(
+            name="plan",
+            summary="Predict memory, time and disk of a run before it starts.",
+            call=_plan,
+            options=_distill_options,
+            needs_lab=True,
+        ),
+        Command(
             name="distill",
             summary="Train the student on the teacher's distributions.",
             call=_distill,
             options=_distill_options,
             needs_lab=True,
             starts_run=True,
+            takes_cell=True,
+        ),
+        Command(
+            name="sweep",
+            summary="Start runs that differ in some options, on one cache, and compare them.",
+            call=_sweep,
+            options=_sweep_options,
+            needs_lab=True,
+            takes_cell=True,
+        ),
+        Command(
+            name="capture",
+            summary="Keep the teacher's hidden states of some data on the disk.",
+            call=_capture,
+            options=_capture_options,
+            needs_lab=True,
+            takes_cell=True,
         ),
         Command(
             name="sft",
@@ -386,6 +472,7 @@ COMMANDS: dict[str, Command] = {
             options=_sft_options,
             needs_lab=True,
             starts_run=True,
+            takes_cell=True,
         ),
         *(
             Command(
@@ -417,6 +504,7 @@ COMMANDS: dict[str, Command] = {
             options=_resume_options,
             needs_lab=True,
             starts_run=True,
+            takes_cell=True,
         ),
         Command(
             name="fork",
@@ -426,6 +514,7 @@ COMMANDS: dict[str, Command] = {
             options=_fork_options,
             needs_lab=True,
             starts_run=True,
+            takes_cell=True,
         ),
         Command(
             name="set",
@@ -445,7 +534,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             name="eval",
-            summary="Compare a model with the teacher on held-out rows.",
+            summary="Compare models with the teacher on held-out rows.",
             call=_eval,
             arguments=(MODEL,),
             options=_eval_options,
@@ -470,7 +559,7 @@ COMMANDS: dict[str, Command] = {
             summary="Write a run's student as a Hugging Face folder.",
             call=_export,
             arguments=(RUN_AT, PATH),
-            options=lambda: [DIR],
+            options=lambda: [ADAPTER, DIR],
         ),
         Command(
             name="compare",

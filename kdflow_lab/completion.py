@@ -73,6 +73,10 @@ def _values(option: Option | None, session: Session) -> list[str]:
         from kdflow_lab.algorithms import names
 
         return list(names())
+    if option.name == "metric":
+        from kdflow_lab.answer_metrics import names
+
+        return list(names())
     if option.name == "command":
         return list(COMMANDS)
     if option.name in ("run", "model"):

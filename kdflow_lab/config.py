@@ -6,16 +6,14 @@ is one `ConfigError` in words, with the nearest right name, raised before anythi
 
 from __future__ import annotations
 
-import difflib
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from kdflow_lab.errors import ConfigError
-
-ConfigT = TypeVar("ConfigT", bound="StrictModel")
+from kdflow_lab.datasource import DataSource, is_several, one_or_several
+from kdflow_lab.strict import StrictModel
 
 LOSS_ALIASES = {
     "kl": "forward_kl",
@@ -25,58 +23,6 @@ LOSS_ALIASES = {
     "akl": "adaptive_kl",
 }
 """KDFlow's short names."""
-
-
-class StrictModel(BaseModel):
-    """A pydantic model that refuses unknown options and speaks in one sentence a mistake."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-    if not TYPE_CHECKING:  # a type checker shall go on checking assignments itself
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            """Refuse a value as `parse` does, and keep the old one."""
-            before = dict(self.__dict__)  # pydantic keeps a value that contradicts another option
-            try:
-                super().__setattr__(name, value)
-            except pydantic.ValidationError as error:
-                self.__dict__.update(before)
-                raise ConfigError(_in_words(type(self), error)) from None
-
-    @classmethod
-    def parse(cls: type[ConfigT], **options: Any) -> ConfigT:
-        """Build the config from keyword options.
-
-        Raises:
-            ConfigError: An option is unknown (the nearest is offered) or its value does not fit.
-        """
-        try:
-            return cls(**options)
-        except pydantic.ValidationError as error:
-            raise ConfigError(_in_words(cls, error)) from None
-
-
-def _in_words(cls: type[StrictModel], error: pydantic.ValidationError) -> str:
-    """One line for each mistake that pydantic found."""
-    lines: list[str] = []
-    for mistake in error.errors():
-        name = ".".join(str(part) for part in mistake["loc"][:1])
-        if not name:  # options that contradict each other: the input would be all of them
-            message = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"{message[0].upper()}{message[1:]}.")
-        elif mistake["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            lines.append(f"Unknown option {name!r}.{hint} Options: {', '.join(cls.model_fields)}.")
-        else:
-            message = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"Option {name!r} = {mistake.get('input')!r} cannot be used: {message}.")
-    return "\n".join(dict.fromkeys(lines))
 
 
 class LabConfig(StrictModel):
@@ -158,10 +104,15 @@ class DistillConfig(StrictModel):
 
     data: Any = "zoo/tasks"
     """`zoo/…`, a JSONL, Parquet or CSV file, a folder, a hub id, rows as dicts, or a
-    `datasets.Dataset`."""
+    `datasets.Dataset`. Several: a list of these, `{name: weight}`, or a list of
+    `{data: …, weight: …, split: …, rows: …, teacher_input: …}`."""
     split: str = "train"
     rows: int | None = Field(default=None, ge=1)
-    """Use only this many rows."""
+    """Use only this many rows, of each data set."""
+    streaming: bool = False
+    """Read the data while it is learnt from, never whole; needs `steps`."""
+    shuffle_buffer: int = Field(default=1000, ge=1)
+    """Streaming: rows that are held and shuffled together; 1 keeps their order."""
     on_bad_rows: Literal["raise", "skip"] = "raise"
     train_turns: Literal["all", "last"] = "all"
     """Which assistant turns of a conversation are trained."""
@@ -229,6 +180,14 @@ class DistillConfig(StrictModel):
     """On-policy: what to do when answers get too long, repeat themselves, never end …: say so in an
     event, or also pause the run."""
 
+    cache: bool = False
+    """Keep the teacher's hidden states on the disk, and take them from there whenever the same rows
+    come again: from the second epoch on, in forks, and in runs with another loss, temperature or
+    rate. A cache that `lab.capture` or another run has begun is used and completed."""
+    cache_dir: str | None = None
+    """Where caches lie, a folder for each teacher; by default `hidden_states` in the lab's
+    `dir`."""
+
     teacher_update_every: int | None = Field(default=None, ge=1)
     """Self-distillation with a teacher that follows the student: steps between two updates of the
     teacher's weights, `teacher <- teacher_ema * teacher + (1 - teacher_ema) * student`. Needs two
@@ -260,6 +219,19 @@ class DistillConfig(StrictModel):
     """Not applied to biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0)
 
+    lora_r: int | None = Field(default=None, ge=1)
+    """Train LoRA adapters of this rank and leave the student's own weights as they are (Hu et al.
+    2021, by PEFT); not set: all weights are trained."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """An adapter's product is multiplied by lora_alpha / lora_r; by default lora_alpha is
+    2 * lora_r."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are left out while training."""
+    lora_target_modules: list[str] | str = "all-linear"
+    """Layers that get an adapter, by the ends of their names, such as `[q_proj, v_proj]`.
+    `all-linear`: all linear layers of the decoder; the head only where it is named, as in
+    `[all-linear, lm_head]`."""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype of the student; weights and optimizer stay float32.
     `auto`: bfloat16 on a GPU."""
@@ -286,6 +258,14 @@ class DistillConfig(StrictModel):
     eval_split: str = "test"
     eval_rows: int = Field(default=64, ge=1)
     """Held-out rows; the teacher is asked for them once."""
+    eval_generate: bool = False
+    """At evaluations the student also answers the held-out prompts, for exact match. Meanwhile
+    every rank holds the whole student."""
+    eval_metrics: list[str] = Field(default_factory=list)
+    """Metrics of these answers besides exact match, such as `[rouge_l]`, and those of
+    `kd.register_metric`; they turn eval_generate on."""
+    eval_max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer at an evaluation."""
     probe_every: int | None = Field(default=None, ge=1)
     """Steps between two looks at the probe rows, each kept as `probes/<step>.safetensors`; also at
     the start and at the end. Not set: only when `run.inspect()` asks."""
@@ -300,6 +280,29 @@ class DistillConfig(StrictModel):
     name: str | None = None
     """Name of the run directory; made from the date and the loss if not given."""
 
+    @pydantic.field_validator("data")
+    @classmethod
+    def _one_or_several(cls, data: Any) -> Any:
+        return one_or_several(data)
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets, one or several, each with all that the run says for it."""
+        own: list[DataSource] = (
+            self.data if is_several(self.data) else [DataSource.model_construct(data=self.data)]
+        )
+        ours = {"split": self.split, "rows": self.rows, "teacher_input": self.teacher_input}
+        return [
+            one.model_copy(update={k: v for k, v in ours.items() if getattr(one, k) is None})
+            for one in own
+        ]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of the data sets, in their order; None where they are joined."""
+        weights = [source.weight for source in self.sources]
+        return None if None in weights else cast("list[float]", weights)
+
     @pydantic.field_validator("name")
     @classmethod
     def _one_folder(cls, name: str | None) -> str | None:
@@ -308,6 +311,14 @@ class DistillConfig(StrictModel):
                 "a run's name is the name of one new folder, and 'latest' means the newest run"
             )
         return name
+
+    @pydantic.field_validator("cache_dir", mode="before")
+    @classmethod
+    def _folder_as_text(cls, path: Any) -> Any:
+        if not isinstance(path, str | os.PathLike):
+            return path
+        text = os.fspath(cast("os.PathLike[str]", path))
+        return os.path.abspath(os.path.expanduser(text))  # engines may stand elsewhere
 
     @pydantic.field_validator("loss")
     @classmethod
@@ -323,6 +334,15 @@ class DistillConfig(StrictModel):
                 f"a row of max_length={self.max_length} tokens does not fit "
                 f"micro_batch_tokens={self.micro_batch_tokens}; raise that or lower max_length"
             )
+        if self.eval_metrics and not self.eval_generate:
+            if "eval_generate" in self.model_fields_set:
+                raise ValueError(
+                    f"eval_metrics={self.eval_metrics} judge answers, and eval_generate=False lets "
+                    "none be written; leave one out"
+                )
+            vars(self)["eval_generate"] = True  # no assignment: see kd_ratio
+        if self.streaming:
+            self._consistent_streaming()
         if self.on_policy:
             self._consistent_on_policy()
         if self.algorithm == "policy_gradient":
@@ -336,7 +356,53 @@ class DistillConfig(StrictModel):
                 f"teacher_ema={self.teacher_ema:g} has no effect without teacher_update_every, the "
                 "steps between two updates of the teacher; give that, too"
             )
+        self._consistent_lora()
+        if self.cache:
+            self._consistent_cache()
         return self
+
+    def _consistent_cache(self) -> None:
+        for changes, why in (
+            (self.algorithm == "sft", "sft has no teacher"),
+            (self.on_policy, "the answers of an on-policy run never come again"),
+            (self.teacher_update_every is not None, "teacher_update_every changes the teacher"),
+        ):
+            if changes:
+                raise ValueError(f"cache keeps what the teacher says, but {why}; leave one out")
+
+    def _consistent_lora(self) -> None:
+        if self.lora_r is not None:
+            if not self.lora_target_modules:
+                raise ValueError(
+                    "lora_target_modules is empty, so that nothing would be trained; name layers, "
+                    "such as ['q_proj', 'v_proj'], or leave it out for all-linear"
+                )
+            if self.lora_alpha is None:
+                vars(self)["lora_alpha"] = 2.0 * self.lora_r  # no assignment: see kd_ratio
+            return
+        for name in LORA_OPTIONS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect without lora_r, the rank of the "
+                    "adapters; give that, too, such as lora_r=16"
+                )
+
+    def _consistent_streaming(self) -> None:
+        if self.on_policy:
+            raise ValueError(
+                "on_policy reads its prompts whole, and streaming=True reads none whole; leave "
+                "streaming out, and take rows=… of the data"
+            )
+        if is_several(self.data) and len(self.data) > 1 and self.weights is None:
+            raise ValueError(
+                "how large a stream is, is not known before, so that several cannot be mixed by "
+                "their sizes; give each a weight, such as data={name: 1, other: 3}"
+            )
+        if self.steps is None:
+            raise ValueError(
+                "a stream has no length, so that no epochs can be counted; with streaming=True "
+                "give steps"
+            )
 
     def _consistent_on_policy(self) -> None:
         if self.algorithm == "sft":
@@ -378,6 +444,9 @@ class DistillConfig(StrictModel):
                 "sampling_temperature=0 takes the likeliest; use 1"
             )
 
+
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+"""Options that say what is trained of the student; they hold for all of a run and its forks."""
 
 SETTABLE = (
     "lr",

@@ -9,18 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from kdflow_lab import roles
 from kdflow_lab.beats import silent
 from kdflow_lab.cluster import CONTROLLER, ROLLOUT, Call, Cluster
 from kdflow_lab.config import LabConfig
+from kdflow_lab.engine_looks import EngineLooks
 from kdflow_lab.errors import ClusterError, ConfigError, KDFlowLabError
 from kdflow_lab.hub import resolve_model
-from kdflow_lab.jobs import RolloutInfo, StudentPlace, SubjectJob, TeacherInfo, TrainJob
+from kdflow_lab.jobs import RolloutInfo, StudentPlace, TeacherInfo, TrainJob
 from kdflow_lab.rundir import RunDirectory
+from kdflow_lab.usage import Usage
 
-Progress = Callable[[int, int], None]
 WATCH_S = 0.1
 SETTLE_S = 15.0
 """How long a student may take to leave a run that has ended; then its engine is replaced."""
@@ -42,13 +42,19 @@ ENVIRONMENT = {
     # Threads that wait sleep instead of spinning. On a machine that does something else beside,
     # spinning made an answer of two threads twenty times slower (measured).
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Memory that a step gave back is kept for the next one: giving it to the system and touching it
+    # anew took a tenth of a step's CPU time (measured). One arena, since a thread of its own for
+    # every run would else keep what the last run's thread has left.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 
-class Engines:
+class Engines(EngineLooks):
     """Cluster, teacher and students of one lab. One job at a time; the caller sees to that."""
 
     def __init__(self, config: LabConfig, folder: Path) -> None:
@@ -256,6 +262,7 @@ class Engines:
         """
         asked: list[Call] = []
         revivals = REVIVALS
+        usage = Usage(directory)
         while True:
             ended, lost = directory.outcome(attempt), cluster.lost
             if ROLLOUT not in watched:
@@ -271,6 +278,7 @@ class Engines:
                 directory.event("failed", reason=_why_lost(lost, directory))
             if lost or ended:
                 return
+            usage.look(cluster.pids)
             if stuck := silent(folder, watched, seconds=timeout_s):
                 pids = [cluster.pids[role] for role in stuck]
                 directory.event("worker_stuck", roles=stuck, pids=pids)
@@ -315,68 +323,20 @@ class Engines:
                     cluster.kill(role)
                 time.sleep(WATCH_S / 5)
 
-    def score(self, on_progress: Progress, **fields: Any) -> list[list[dict[str, Any]]]:
-        """Run `roles.score` on every student; one result a rank."""
-        return self._subject(roles.score, on_progress, with_teacher=True, **fields)
-
-    def write(self, on_progress: Progress, **fields: Any) -> list[list[dict[str, Any]]]:
-        """Run `roles.write` on every student; one list of answers a rank."""
-        return self._subject(roles.write, on_progress, with_teacher=False, **fields)
-
-    def sandbox(self, on_progress: Progress, **fields: Any) -> list[Any]:
-        """Run `roles.sandbox` on every student; one `SandboxPart` a rank.
-
-        The teacher is asked only where a student does not hold the texts' hidden states any more.
-        """
-        cluster, key = self._cluster(), fields["options"]["key"]
-        held = [cluster.send(role, roles.has_capture, key) for role in cluster.students]
-        missing = not all(cluster.gather(held))
-        return self._subject(roles.sandbox, on_progress, with_teacher=missing, **fields)
-
-    def inspect(self, on_progress: Progress, **fields: Any) -> list[Any]:
-        """Run `roles.inspect` on every student; one `InspectPart` a rank."""
-        return self._subject(roles.inspect, on_progress, with_teacher=True, **fields)
-
-    def _subject(
-        self, function: Any, on_progress: Progress, *, with_teacher: bool, **fields: Any
-    ) -> list[Any]:
-        """Give every student its share of looking at a model, and wait."""
-        cluster = self._cluster()
-        with self._places(with_teacher=with_teacher) as places:
-            calls = [
-                cluster.send(
-                    role,
-                    function,
-                    SubjectJob(
-                        place=place,
-                        teacher=self.teacher if with_teacher else None,
-                        trust_remote_code=self.config.trust_remote_code,
-                        **fields,
-                    ),
-                )
-                for role, place in zip(cluster.students, places, strict=True)
-            ]
-
-            def tick() -> None:
-                said = [dict(call.result.data or {}) for call in calls]
-                total = sum(report.get("total", 0) for report in said)
-                on_progress(sum(report.get("done", 0) for report in said), total)
-
-            try:
-                return cluster.gather(calls, on_tick=tick)
-            except BaseException:
-                # one failed, or nobody waits any more: the others must not go on for nothing
-                cluster.interrupt([call.role for call in calls if not call.result.ready()])
-                raise
-
     @contextlib.contextmanager
     def _places(
-        self, *, with_teacher: bool, rollout_threads: int | None = None, follows: bool = False
+        self,
+        *,
+        with_teacher: bool,
+        rollout_threads: int | None = None,
+        follows: bool = False,
+        students_rest: bool = False,
     ) -> Iterator[list[StudentPlace]]:
         """Open one job's meeting points: the teacher's socket and the ranks' rendezvous.
 
         With `rollout_threads`, the rollout engine's socket, too; with `follows`, the one where the
-        teacher takes the students' weights. It has its own again behind the job.
+        teacher takes the students' weights. It has its own again behind the job. Where the
+        `students_rest`, the teacher gets their cores.
         """
         cluster = self._cluster()
         self._jobs += 1
@@ -388,7 +348,8 @@ class Engines:
         aside = str(folder / "aside.sock") if with_teacher else None
         weights = str(folder / "weights.sock") if follows else None
         if socket is not None:
-            cluster.call("teacher", roles.serve, socket, students, threads, aside, weights)
+            theirs = self.threads(1) if students_rest else threads
+            cluster.call("teacher", roles.serve, socket, students, theirs, aside, weights)
         rollouts = None
         if rollout_threads is not None:
             rollouts = str(folder / "rollout.sock")
@@ -401,6 +362,7 @@ class Engines:
                     world_size=students,
                     device=self.device,
                     threads=threads,
+                    threads_alone=self.threads(students),
                     socket=socket,
                     rendezvous=str(folder / "rendezvous"),
                     aside=aside,

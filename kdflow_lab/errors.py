@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KDFlowLabError(Exception):
@@ -21,6 +22,16 @@ class ConfigError(KDFlowLabError, ValueError):
 
 class DataError(KDFlowLabError, ValueError):
     """A dataset, a file or a row that cannot be used."""
+
+
+class MetricError(DataError):
+    """A metric of answers that failed on one.
+
+    Attributes:
+        evaluation: What was computed without it (an `Evaluation` or `EvaluationTable`), or None.
+    """
+
+    evaluation: Any = None
 
 
 class ModelError(KDFlowLabError, ValueError):
@@ -37,6 +48,10 @@ class ClusterError(KDFlowLabError, RuntimeError):
 
 class TransportError(KDFlowLabError, RuntimeError):
     """The hidden-state ring: a slot too small, a peer gone, a message out of order."""
+
+
+class CacheError(KDFlowLabError, RuntimeError):
+    """Hidden states on disk that are torn, of another teacher, or cannot be written."""
 
 
 class RunError(KDFlowLabError, RuntimeError):

@@ -65,6 +65,7 @@ class StudentPlace:
         world_size: Number of students.
         device: `cpu` or `cuda`.
         threads: CPU threads of its matrix products.
+        threads_alone: Likewise while the teacher rests, since a cache has all that it would say.
         socket: Where the teacher listens for this job; None if the job needs no teacher.
         rendezvous: A file that does not exist yet, where the ranks find each other.
         aside: Where the teacher listens for what comes between: evaluations of a run whose ring is
@@ -82,6 +83,7 @@ class StudentPlace:
     threads: int
     socket: str | None
     rendezvous: str
+    threads_alone: int = 1
     aside: str | None = None
     rollouts: str | None = None
     weights: str | None = None

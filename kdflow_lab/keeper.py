@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from kdflow_lab import checkpoints
 from kdflow_lab.algorithms.across import make_across
 from kdflow_lab.errors import RunError
+from kdflow_lab.evaluate.answers import HeldOutAnswers
 from kdflow_lab.evaluate.held_out import HeldOut
 from kdflow_lab.evaluate.probes import Probes
 from kdflow_lab.load import load_tokenizer
 from kdflow_lab.mean_teacher.follow import OWN
-from kdflow_lab.prepare import Meeting, shared_held_out
+from kdflow_lab.prepare import Meeting, shared_held_out, shared_questions
 from kdflow_lab.student import checkpoint
 from kdflow_lab.student.group import share
 
@@ -36,6 +37,8 @@ class Keeper:
         self._probed_step = -1
         self._table: TokenTable | None = None
         self._tools: tuple[HeldOut, Probes] | None = None
+        self._answers: HeldOutAnswers | None = None
+        self._asks = training.config.eval_generate
         self._best: tuple[float, int] | None = None  # (held-out loss, step)
         self.actions: dict[str, Action] = {
             "checkpoint": self.checkpoint,
@@ -83,6 +86,7 @@ class Keeper:
         )
         if training.mean_teacher is not None:
             training.mean_teacher.version = saved.get("teacher_version", OWN)
+        training.lessons.begin(saved["step"], saved.get("data"))
         self._saved_step = saved["step"]
         return saved["step"]
 
@@ -103,6 +107,8 @@ class Keeper:
         training.beats.at(f"writing the checkpoint of step {training.step}")
         self._saved_at = time.monotonic()
         follows: dict[str, Any] = {}
+        if (state := training.lessons.state(training.step)) is not None:
+            follows["data"] = state
         if training.mean_teacher is not None:
             follows["teacher"] = training.mean_teacher.state
             follows["teacher_version"] = training.mean_teacher.version
@@ -163,13 +169,41 @@ class Keeper:
         training.beats.at(f"evaluating after step {training.step}")
         start = time.monotonic()
         held_out, _ = self._made_tools()
-        scores = held_out.score()
+        scores = {**held_out.score(), **self._answered()}
         self._evaluated_step = training.step
         seconds = round(time.monotonic() - start, 3)
         training.event("evaluated", **{**scores, "step": training.step, "seconds": seconds})
         is_best = self._remember(scores, training.step)
         if is_best and training.step > 0:
             self.checkpoint("best so far")
+
+    def _answered(self) -> dict[str, Any]:
+        """Let the student answer the held-out prompts, where that is asked for."""
+        training, config = self._training, self._training.config
+        if not self._asks or self._table is None:
+            return {}
+        if self._answers is None:
+            questions = shared_questions(training.job, config, self._table)
+            if not questions.rows:
+                self._asks = False
+                text = (
+                    "eval_generate has no effect: the held-out rows are plain text and ask nothing."
+                )
+                training.event("warning", message=text)
+                return {}
+            self._answers = HeldOutAnswers(
+                training.student,
+                questions,
+                tokenizer=self._tokenizer,
+                rank=training.place.rank,
+                metrics=config.eval_metrics,
+                max_new_tokens=config.eval_max_new_tokens,
+            )
+        training.beats.at(f"answering held-out prompts after step {training.step}")
+        found, problems = self._answers.score()
+        for problem in problems:
+            training.event("warning", message=f"{problem} The run goes on without this figure.")
+        return found
 
     def look_once(self) -> None:
         """Look at the student as it is at the end in all ways that are due regularly."""
@@ -188,16 +222,18 @@ class Keeper:
         training = self._training
         training.beats.at(f"looking at the probes after step {training.step}")
         _, probes = self._made_tools()
-        path = probes.write(training.directory, training.step, tokenizer=self._tokenizer)
+        path = probes.write(
+            training.directory,
+            training.step,
+            tokenizer=self._tokenizer if training.leader else None,
+        )
         self._probed_step = training.step
         training.event("probes", step=training.step, path=str(path))
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        """The student's, on rank 0, which writes what tokens say."""
+        """The student's."""
         job = self._training.job
-        if not self._training.leader:
-            return None
         return load_tokenizer(job.student_path, trust_remote_code=job.trust_remote_code)
 
     def teacher_changed(self) -> None:
@@ -227,7 +263,10 @@ class Keeper:
             "place": training.place,
             "timeout_s": config.timeout_s,
             "across": make_across(self._met.pair, self._met.student_size, self._met.teacher_size),
+            "before": None,
         }
+        if config.cache:
+            known["before"] = functools.partial(training.put_cache_before, announce=False)
         probed = table.first(config.probe_rows)
         self._tools = (
             HeldOut(training.student, table, **known),

@@ -8,25 +8,43 @@ run directory.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdflow_lab import __version__, launch, runtime
+from kdflow_lab.cache.report import Captured
 from kdflow_lab.client import SupervisorClient
 from kdflow_lab.config import DistillConfig, LabConfig
-from kdflow_lab.errors import ClusterError, ConfigError
+from kdflow_lab.errors import ClusterError, ConfigError, unknown_name
 from kdflow_lab.hub import pin_name
 from kdflow_lab.looks import Looks, write_parquet
-from kdflow_lab.progress import phases
+from kdflow_lab.progress import job_progress, phases
 from kdflow_lab.run import Run, open_run
 from kdflow_lab.rundir import ENDED, RunDirectory
 from kdflow_lab.status import LabStatus
+from kdflow_lab.sweep import Sweep
+from kdflow_lab.sweep import start as start_sweep
 
 if TYPE_CHECKING:
     from kdflow_lab.doctor import Diagnosis
+    from kdflow_lab.plan.report import Plan
+
+
+CAPTURE_OPTIONS = (
+    "split",
+    "rows",
+    "max_length",
+    "truncation",
+    "train_turns",
+    "on_bad_rows",
+    "teacher_input",
+    "seed",
+    "cache_dir",
+)
+"""Options of `distill` that say which rows the teacher reads."""
 
 
 class Lab(Looks):
@@ -186,17 +204,47 @@ class Lab(Looks):
     def doctor(self) -> Diagnosis:
         """Say what this machine has for the lab, whether it fits together, and what to do.
 
-        The tokenizers of teacher and student are compared, too. Nothing is started and no model is
-        loaded; the lab may be up or down.
+        Machine, models, tokenizers, folders and memory are looked at; of an engine that is up, how
+        far it drifts from a plain forward pass. Nothing is started and no weight is read; the lab
+        may be up or down.
 
         Raises:
-            ModelError: A tokenizer cannot be loaded, or its tokens are no bytes.
+            ModelError: A model or tokenizer cannot be read, or its tokens are no bytes.
         """
-        from kdflow_lab.align import examine_pair
-        from kdflow_lab.doctor import examine
+        from kdflow_lab.doctor.lab import examine_lab
 
-        found = examine(self.config.device, self.config.teacher_backend)
-        return dataclasses.replace(found, tokenizers=examine_pair(*self._tokenizers()))
+        return examine_lab(
+            self.config,
+            self.dir,
+            self._tokenizers(),
+            lab_folder=self.runtime_dir,
+            status=self._ask_status(),
+        )
+
+    def plan(self, **options: Any) -> Plan:
+        """Predict what a run would take before anything starts: memory, time, disk.
+
+        Read are the models' configs, the headers of their safetensors, and the lengths of the data
+        (of a sample, if there are many rows). Runs of this folder that were measured correct it.
+
+        Args:
+            **options: Fields of `kdflow_lab.config.DistillConfig`, as in `distill`.
+
+        Returns:
+            Bytes of every process and device, part by part, seconds of a step, bytes on the disk,
+            whether it fits, and if it does not, options with which it would.
+
+        Raises:
+            ConfigError: An option is unknown or does not fit.
+            DataError: The data cannot be used.
+            ModelError: A model or tokenizer cannot be read.
+        """
+        from kdflow_lab.plan.check import learn_from
+        from kdflow_lab.plan.make import make_plan
+
+        learn_from(self.dir)
+        config = self.config.model_copy(update={"dir": str(self.dir)})
+        return make_plan(config, options, lab_folder=self.runtime_dir)
 
     def __repr__(self) -> str:
         """One line: who teaches whom, and whether the engines are up."""
@@ -220,6 +268,65 @@ class Lab(Looks):
         config = launch.checked(options)
         directory = launch.new_run(self.dir, config, self._described())
         return self._start(directory, config)
+
+    def capture(self, data: Any = "zoo/tasks", **options: Any) -> Captured:
+        """Keep the teacher's hidden states of some data on the disk, without training.
+
+        Runs with `cache=True` on these rows need no teacher then, whatever their loss, temperature
+        or rate. Only what is not there is computed; what it takes is said before.
+
+        Args:
+            data: As in `distill`.
+            **options: Of `distill`, those that say how the data is read: `split`, `rows`,
+                `max_length`, `truncation`, `train_turns`, `on_bad_rows`, `teacher_input`, `seed`;
+                and `cache_dir`.
+
+        Raises:
+            ConfigError: An option is unknown or has nothing to do with the data.
+            CacheError: The disk is full (what is whole is kept), or the folder is of another
+                teacher.
+            RunError: A run is using the engines.
+        """
+        for name in options:
+            if name not in CAPTURE_OPTIONS:
+                raise unknown_name("option of capture", name, ("data", *CAPTURE_OPTIONS))
+        config = launch.checked({"data": data, "cache": True, **options})
+        if self.runtime_dir is None:
+            self.up()
+        client, start = self._connect(), time.monotonic()
+        place = RunDirectory(Path(client.ask("scratch")))
+        for rows, file, split in launch.held_here(config, place):
+            write_parquet(rows, file, split)
+        asked = {
+            **config.model_dump(mode="json", exclude={"data"}),
+            "data": launch.named(config, place),
+            "lab": self._described(),
+        }
+
+        def say(text: str) -> None:
+            print(f"\r{text}")  # over the line of the bar, in a terminal
+
+        with job_progress("capturing hidden states") as on_progress:
+            parts = client.ask("capture", on_phase=say, on_progress=on_progress, config=asked)
+        return Captured.merge(parts, seconds=time.monotonic() - start)
+
+    def sweep(self, **options: Any) -> Sweep:
+        """Start runs that differ in some options, one after the other, and compare them.
+
+        The first run keeps the teacher's hidden states (`cache`), the others read them, so that the
+        teacher is paid for once.
+
+        Args:
+            **options: Of `distill`; an option with a list of values varies, and every combination
+                is a run. Unless `eval_every` is given, a run is scored at its start and its end.
+
+        Returns:
+            The runs, which wait for each other; `wait()`, `best("kl")`, `compare()`.
+
+        Raises:
+            ConfigError: An option does not fit, or none varies; nothing was started.
+        """
+        return start_sweep(options, check=launch.checked, distill=self.distill)
 
     def sft(self, **options: Any) -> Run:
         """Fine-tune on the answers in the data alone: the control of every distillation."""
@@ -275,16 +382,15 @@ class Lab(Looks):
             config: Of a new run; it may hold data that only this process has.
         """
         directory.begin(directory.attempts + 1)
-        rows = None if config is None or isinstance(config.data, str) else config.data
-        threading.Thread(target=self._submit, args=(directory, rows), daemon=True).start()
+        held = [] if config is None else launch.held_here(config, directory)
+        threading.Thread(target=self._submit, args=(directory, held), daemon=True).start()
         return self._held(directory.path)
 
-    def _submit(self, directory: RunDirectory, rows: Any) -> None:
+    def _submit(self, directory: RunDirectory, held: list[tuple[Any, str, str]]) -> None:
         """Hand a run to the supervisor; whatever goes wrong is said in its directory."""
         try:
-            if rows is not None:
-                config = directory.config()
-                write_parquet(rows, config["data"], config["split"])
+            for rows, file, split in held:
+                write_parquet(rows, file, split)
             self._connect().ask("train", run=str(directory.path))
         except Exception as error:
             if directory.last_word().get("event") not in ENDED:

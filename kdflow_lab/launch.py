@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdflow_lab import algorithms, checkpoints, registration, settings
-from kdflow_lab.config import SETTABLE, DistillConfig
+from kdflow_lab import algorithms, answer_metrics, checkpoints, registration, settings
+from kdflow_lab.config import LORA_OPTIONS, SETTABLE, DistillConfig
+from kdflow_lab.datasource import is_several
 from kdflow_lab.errors import ConfigError, RunError, unknown_name
+from kdflow_lab.extras import need_peft
 from kdflow_lab.losses.names import check_params
 from kdflow_lab.metrics import versions
 from kdflow_lab.rundir import ENDED, RunDirectory
@@ -25,12 +27,16 @@ def checked(options: dict[str, Any]) -> DistillConfig:
     """
     config = DistillConfig.parse(**options)
     check_params(config.loss, config.loss_params)
+    for name in config.eval_metrics:
+        answer_metrics.find(name)
     if config.algorithm != "auto":
         algorithms.check_params(config.algorithm, config.algorithm_params)
     elif config.algorithm_params:
         raise ConfigError(
             "algorithm_params belong to one algorithm: name it, such as algorithm='byte_prefix'."
         )
+    if config.lora_r is not None:
+        need_peft()
     return config
 
 
@@ -81,8 +87,8 @@ def new_run(
 
     Args:
         folder: Where run directories lie.
-        config: What was asked. Data that only this process holds shall be written to the `data`
-            that stands in the run's config.
+        config: What was asked. Data that only this process holds (`held_here`) shall be written to
+            the `data` that stands in the run's config.
         lab: The fields of its `LabConfig`.
         name: Of the run; made from the date and the loss if not given.
         parent: Where a fork begins: the parent's directory (`run`) and `step`.
@@ -91,15 +97,48 @@ def new_run(
         RunError: There is such a run already, or the folder cannot be written.
     """
     directory = RunDirectory(folder / (name or config.name or _new_name(folder, config)))
-    is_name = isinstance(config.data, str)
-    data = _pinned(config.data) if is_name else str(directory.path / "data.parquet")
     asked = config.model_dump(mode="json", exclude={"data"})
     if config.eval_data is not None:
         asked["eval_data"] = _pinned(config.eval_data)
     lineage = {} if parent is None else {"parent": parent}
-    directory.create({"data": data, **asked, **lineage, "lab": lab, "versions": versions()})
+    directory.create(
+        {"data": named(config, directory), **asked, **lineage, "lab": lab, "versions": versions()}
+    )
     registration.ship(directory)
     return directory
+
+
+def held_here(config: DistillConfig, directory: RunDirectory) -> list[tuple[Any, str, str]]:
+    """List the data of a run that only this process holds.
+
+    Returns:
+        Of each data set its rows, the Parquet file where the run will look for them, and the split
+        that is meant.
+    """
+    return [
+        (source.data, _held_file(number, config, directory), source.split or config.split)
+        for number, source in enumerate(config.sources)
+        if not isinstance(source.data, str)
+    ]
+
+
+def _held_file(number: int, config: DistillConfig, directory: RunDirectory) -> str:
+    name = f"data-{number}.parquet" if is_several(config.data) else "data.parquet"
+    return str(directory.path / name)
+
+
+def named(config: DistillConfig, directory: RunDirectory) -> str | list[dict[str, Any]]:
+    """Return the data as it stands in the run's config: names alone."""
+    names = [
+        _pinned(source.data)
+        if isinstance(source.data, str)
+        else _held_file(number, config, directory)
+        for number, source in enumerate(config.sources)
+    ]
+    if not is_several(config.data):
+        return names[0]
+    own = [source.model_dump(exclude={"data"}, exclude_none=True) for source in config.data]
+    return [{"data": name, **rest} for name, rest in zip(names, own, strict=True)]
 
 
 def _pinned(data: str) -> str:
@@ -146,6 +185,7 @@ def forked_run(
         others = ", ".join(str(one) for one in kept if one != step) or "none"
         raise RunError(f"{problem} Pass another step to fork from; there are: {others}.")
     asked = {field: config[field] for field in DistillConfig.model_fields if field in config}
+    asked_before = dict(asked)
     events = parent.events()
     counted = [event["steps"] for event in events if event["event"] == "started"]
     if asked["steps"] is None and counted:
@@ -157,6 +197,7 @@ def forked_run(
     elif asked["steps"] is not None:
         asked["epochs"] = None
     made = checked(asked)
+    _check_same_weights(name, asked_before, made)
     if made.steps is not None and made.steps <= step:
         raise RunError(
             f"{name} has {step} of {made.steps} steps at that checkpoint: nothing is left to do. "
@@ -173,6 +214,20 @@ def forked_run(
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
     return directory, made
+
+
+def _check_same_weights(name: str, before: dict[str, Any], made: DistillConfig) -> None:
+    """Refuse a fork that trains other weights than its parent, whose checkpoint it goes on with."""
+    for option in LORA_OPTIONS:
+        was = before.get(option, DistillConfig.model_fields[option].default)
+        now = getattr(made, option)
+        if was != now:
+            raise ConfigError(
+                f"{option} is {was!r} in {name} and {now!r} in the fork. A fork goes on with its "
+                "parent's weights and optimizer, so what is trained must stay. To begin other "
+                f"adapters from what {name} learnt, export it, and start a run in a lab whose "
+                "student is that folder."
+            )
 
 
 def _adopt(source: Path, target: Path) -> None:

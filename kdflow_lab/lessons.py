@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from kdflow_lab.config import DistillConfig
@@ -71,6 +71,18 @@ class Lessons(Protocol):
         """Hear that a checkpoint of so many steps was written; all ranks call it together."""
         ...
 
+    def state(self, step: int) -> dict[str, Any] | None:
+        """Return what step `step` and those behind it need to be found again, as JSON values.
+
+        It goes into the checkpoint of so many steps. None on all ranks but 0, and where the lessons
+        are a function of seed and step.
+        """
+        ...
+
+    def begin(self, step: int, state: dict[str, Any] | None) -> None:
+        """Go on from step `step`, with what `state` returned of it; before the first `prepare`."""
+        ...
+
 
 class DataLessons:
     """Rows of the data in a planned order; there at any time."""
@@ -78,7 +90,7 @@ class DataLessons:
     def __init__(self, table: TokenTable, config: DistillConfig, world_size: int) -> None:
         """Plan the order of a table's rows."""
         self.table = table
-        self.plan = plan_of(table, config, world_size, config.batch_size)
+        self.plan = plan_of(table, config, world_size, config.batch_size, weights=config.weights)
         self.sizes = Sizes(self.plan.max_tokens(), self.plan.max_sequences(), self.plan.max_rows())
         self.steps_per_epoch = self.plan.steps_per_epoch
 
@@ -91,11 +103,7 @@ class DataLessons:
 
     def check(self, changes: Mapping[str, Any]) -> None:
         """See `Lessons.check`."""
-        if "lmbda" in changes:
-            raise ConfigError(
-                "lmbda is the on-policy share of a run's steps, and this run is off-policy. Fork "
-                "it with on_policy=True."
-            )
+        check_off_policy(changes)
 
     def measured(self) -> dict[str, float]:
         """See `Lessons.measured`: nothing."""
@@ -107,9 +115,34 @@ class DataLessons:
     def saved(self, step: int) -> None:
         """See `Lessons.saved`."""
 
+    def state(self, step: int) -> None:
+        """See `Lessons.state`: nothing."""
+
+    def begin(self, step: int, state: dict[str, Any] | None) -> None:
+        """See `Lessons.begin`."""
+
+
+def check_off_policy(changes: Mapping[str, Any]) -> None:
+    """Refuse changes that a run which learns from data alone cannot follow.
+
+    Raises:
+        ConfigError: `lmbda` is one of them.
+    """
+    if "lmbda" in changes:
+        raise ConfigError(
+            "lmbda is the on-policy share of a run's steps, and this run is off-policy. Fork "
+            "it with on_policy=True."
+        )
+
 
 def plan_of(
-    table: TokenTable, config: DistillConfig, world_size: int, batch_size: int, *, parts: int = 1
+    table: TokenTable,
+    config: DistillConfig,
+    world_size: int,
+    batch_size: int,
+    *,
+    parts: int = 1,
+    weights: Sequence[float] | None = None,
 ) -> DataPlan:
     """Plan the rows of a table under a run's budgets.
 
@@ -120,6 +153,7 @@ def plan_of(
         batch_size: Rows of a step.
         parts: Of a step that is the whole table: micro-batches of a rank, about and at least, if
             its rows are as many.
+        weights: Of the data sets that the table holds; None for one, or for the rows of one step.
     """
     budget = config.micro_batch_tokens
     if parts > 1:
@@ -130,6 +164,8 @@ def plan_of(
         table.longest_lengths,
         table.response_lengths,
         asked_lengths=table.asked.response_lengths,
+        sources=table.source,
+        weights=weights,
         batch_size=batch_size,
         world_size=world_size,
         micro_batch_tokens=budget,

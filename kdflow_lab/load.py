@@ -51,6 +51,21 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(_sentence("tokenizer", path, error)) from None
 
 
+def tie_again(model: Any, segment: WeightSegment) -> None:
+    """Tie what a model ties, where a segment does not bring it on its own.
+
+    Where the student of an earlier run had an adapted head, this model still has one of its own.
+
+    Args:
+        model: A `transformers` model.
+        segment: Of another run.
+    """
+    given = {entry.name for entry in segment.entries}
+    for name, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if name not in given:
+            put_parameter(model, name, model.get_parameter(source))
+
+
 def check_fit(model: torch.nn.Module, segment: WeightSegment, *, whose: str) -> None:
     """Refuse a segment whose parameters are not those of a model.
 

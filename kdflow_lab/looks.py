@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from kdflow_lab.config import LabConfig
-from kdflow_lab.errors import RunError
+from kdflow_lab.errors import ConfigError, RunError
 from kdflow_lab.hub import resolve_model
 from kdflow_lab.progress import job_progress
 from kdflow_lab.run import Run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdflow_lab.client import SupervisorClient
     from kdflow_lab.evaluate.report import Evaluation
     from kdflow_lab.evaluate.sandbox_report import Sandbox
+    from kdflow_lab.evaluate.table import EvaluationTable
     from kdflow_lab.widgets.divergence import DivergenceLens
 
 
@@ -32,6 +33,8 @@ class Looks(ABC):
     """The part of a `Lab` that looks at models."""
 
     config: LabConfig
+    last_evaluation: Evaluation | EvaluationTable | None = None
+    """What `evaluate` computed last; kept where a metric failed on it."""
 
     @property
     @abstractmethod
@@ -46,48 +49,108 @@ class Looks(ABC):
     def _connect(self) -> SupervisorClient:
         """See `Lab._connect`."""
 
+    @overload
+    def evaluate(
+        self,
+        data: Any = ...,
+        *,
+        model: str | Run = ...,
+        split: str = ...,
+        rows: int | None = ...,
+        seed: int = ...,
+        generate: bool = ...,
+        max_new_tokens: int = ...,
+        max_length: int = ...,
+        metric: Any = ...,
+        against: str | None = ...,
+    ) -> Evaluation: ...
+
+    @overload
+    def evaluate(
+        self,
+        data: Any = ...,
+        *,
+        model: list[Any] | tuple[Any, ...] | Mapping[str, str | Run],
+        split: str = ...,
+        rows: int | None = ...,
+        seed: int = ...,
+        generate: bool = ...,
+        max_new_tokens: int = ...,
+        max_length: int = ...,
+        metric: Any = ...,
+        against: str | None = ...,
+    ) -> EvaluationTable: ...
+
     def evaluate(
         self,
         data: Any = "zoo/tasks",
         *,
-        model: str | Run = "student",
+        model: str | Run | list[Any] | tuple[Any, ...] | Mapping[str, str | Run] = "student",
         split: str = "test",
         rows: int | None = 500,
         seed: int = 1,
         generate: bool = True,
         max_new_tokens: int = 64,
         max_length: int = 2048,
-    ) -> Evaluation:
-        """Tell how close a model is to the teacher on held-out rows, and how often it is right.
+        metric: Any = None,
+        against: str | None = None,
+    ) -> Evaluation | EvaluationTable:
+        """Tell how close models are to the teacher on held-out rows, and how often they are right.
 
         Args:
             data: As in `distill`.
-            model: `"student"` (where runs start from), `"teacher"`, a `Run`, or a model folder.
+            model: `"student"` (where runs start from), `"teacher"`, a `Run`, or a model folder; or
+                several, as a list or as a dict of names to models.
             split: Split of the data.
             rows: Rows taken; None takes all.
             seed: Chooses the rows where the data is generated.
             generate: Also let the model answer, for exact match; plain text asks nothing.
             max_new_tokens: Longest answer.
             max_length: Most tokens of a row; a longer one is an error.
+            metric: Judges the answers besides exact match: a function of the answer (a text) and
+                the row of data (a dict) that returns a number or a bool; a name (`contains`,
+                `token_f1`, `rouge_l`, or of `kd.register_metric`), several behind commas; a list of
+                such, or a dict of names to them.
+            against: Of several models, the name of the one that the others are compared with; by
+                default the student, or the first.
 
         Returns:
-            `kl` to the teacher and `agreement` of the top token on the reference answers' tokens,
-            `perplexity` of those, `exact_match`, the same by kind, and per-row values.
+            Of one model an `Evaluation`: `kl` to the teacher and `agreement` of the top token on
+            the reference answers' tokens, `perplexity` of those, `exact_match`, the same by kind,
+            and per-row values. Of several an `EvaluationTable` of the same rows, with bootstrap
+            intervals and paired differences.
 
         Raises:
             RunError: A run is using the engines, or the run to evaluate has not ended.
+            ConfigError: A metric or a model cannot be used; nothing was computed.
+            MetricError: A metric failed on a row. What was computed is in `last_evaluation`.
         """
-        from kdflow_lab.evaluate.report import Evaluation
+        from kdflow_lab import answer_metrics
+        from kdflow_lab.evaluate.models import joined, judged, named
 
+        metrics = answer_metrics.asked_for(metric)
+        if metrics and not generate:
+            raise ConfigError(
+                f"{', '.join(metrics)} would judge answers, and generate=False lets none be "
+                "written. Leave one of them out."
+            )
         options = {
             "generate": generate,
             "max_new_tokens": max_new_tokens,
             "max_length": max_length,
         }
-        with self._subject(model, data, split, "evaluating") as (fields, on_progress):
-            fields |= {"rows": rows, "seed": seed, "options": options}
-            parts = self._connect().ask("score", on_progress=on_progress, **fields)
-        return Evaluation.merge(parts, name=_name(model))
+        models = named(model, against, _name)
+        for one in models.values():
+            self._place_of(one)  # a model that is not there is said before any is scored
+        found = {}
+        for name, one in models.items():
+            with self._subject(one, data, split, "evaluating") as (fields, on_progress):
+                fields |= {"rows": rows, "seed": seed, "options": options}
+                found[name] = self._connect().ask("score", on_progress=on_progress, **fields)
+        result = joined(found, against, several=not isinstance(model, str | Run))
+        self.last_evaluation = result
+        self.last_evaluation = judged(result, metrics, "lab.last_evaluation")
+        return self.last_evaluation
 
     def rollouts(
         self,

@@ -152,8 +152,8 @@ class KDFlowMagics:
         self, command: Command, given: dict[str, Any], body: dict[str, Any]
     ) -> dict[str, Any]:
         """Join the options of the line with those of the cell."""
-        if not command.starts_run:
-            takers = [one.name for one in COMMANDS.values() if one.starts_run]
+        if not command.takes_cell:
+            takers = [one.name for one in COMMANDS.values() if one.takes_cell]
             raise ConfigError(
                 f"%%kdflow {command.name}: only {', '.join(takers[:-1])} and {takers[-1]} take a "
                 "cell."
@@ -179,7 +179,7 @@ class KDFlowMagics:
         first, *_ = context.full_text.split("\n")
         if first.startswith("%%kdflow ") and context.cursor_line > 0:
             command = COMMANDS.get(first.split()[1] if len(first.split()) > 1 else "")
-            if command is None or not command.starts_run:
+            if command is None or not command.takes_cell:
                 return {"completions": []}
             word, found = complete_yaml(text, command, self.session)
         else:

@@ -30,7 +30,7 @@ COLUMNS = (
     "time",
 )
 """What a line of `metrics.jsonl` holds; docs/architecture.md says what each is."""
-LIBRARIES = ("torch", "transformers", "datasets", "ipyparallel", "sglang")
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "ipyparallel", "sglang")
 
 
 def memory_bytes() -> int:

@@ -35,6 +35,8 @@ class Option:
     choices: tuple[str, ...] = ()
     check: Any = None
     """A type that the value must fit, where the called function does not check it."""
+    many: bool = False
+    """The last argument of a command, of which several may stand behind each other."""
 
     def convert(self, text: str) -> Any:
         """Turn what was typed into a value.

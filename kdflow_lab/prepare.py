@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from kdflow_lab import algorithms
@@ -14,15 +15,26 @@ from kdflow_lab.align.vocabulary import TokenizerPair
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.data import sources
 from kdflow_lab.data.both import tokenize_for_both
+from kdflow_lab.data.mixture import Mixture
+from kdflow_lab.data.several import Several
+from kdflow_lab.data.stream import first_rows
+from kdflow_lab.data.table import join, of_source
 from kdflow_lab.data.tokens import Report, TokenTable
+from kdflow_lab.datasource import DataSource
 from kdflow_lab.errors import DataError
+from kdflow_lab.evaluate.answers import Questions
 from kdflow_lab.jobs import TeacherInfo, TrainJob
 from kdflow_lab.load import load_tokenizer
 from kdflow_lab.losses import Head, head_rows
-from kdflow_lab.on_policy.prompts import Prompts, read_prompts
+from kdflow_lab.on_policy.prompts import Prompts, join_prompts, read_prompts
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.student.group import made_once, share_arrays
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+STREAM_SAMPLE = 2048
+"""Rows of a stream that are read where all rows of other data are."""
 ArraysT = TypeVar("ArraysT", TokenTable, Prompts)
 DEFAULT_ALGORITHMS = ("vanilla_kd", "byte_prefix")
 """What `auto` is where both models have one tokenizer, and where they have two."""
@@ -119,35 +131,90 @@ def shared_tokens(
     """
 
     def make() -> TokenTable:
-        table, report = _tokenized(
-            job,
-            config,
-            met,
-            _dataset(config),
-            on_bad_rows=config.on_bad_rows,
-            truncation=config.truncation,
-            train_turns=config.train_turns,
-        )
-        _check_lengths(table.asked, job.teacher)
-        directory.event("data", **report.summary())
-        return table
+        several = tokenized_data(job, config, met)
+        directory.event("data", **several.summary())
+        return several.table
 
     return _shared(make, TokenTable)
+
+
+def tokenized_data(job: TrainJob, config: DistillConfig, met: Meeting) -> Several:
+    """Read and tokenize all data sets of a run as both models read them.
+
+    Raises:
+        DataError: A row cannot be used, none is left, or one is too long for the teacher; or the
+            data is to be streamed, and this reads it whole.
+    """
+    if config.streaming:
+        raise DataError(
+            "A stream is never read whole, and this needs all rows. Leave streaming out, and take "
+            "rows=… of large data."
+        )
+    several = Several(config)
+    for source in config.sources:
+        dataset = loaded(source, config)
+        try:
+            table, report = _tokenized(
+                job,
+                config,
+                met,
+                dataset,
+                teacher_input=source.teacher_input,
+                on_bad_rows=config.on_bad_rows,
+                truncation=config.truncation,
+                train_turns=config.train_turns,
+            )
+        except DataError as error:
+            if len(config.sources) == 1:
+                raise
+            raise DataError(f"{source.name}: {error}") from None
+        several.add(table, report)
+    _check_lengths(several.table.asked, job.teacher)
+    return several
 
 
 def shared_held_out(job: TrainJob, config: DistillConfig, met: Meeting) -> TokenTable:
-    """Tokenize the held-out rows, likewise; rows that are too long or malformed are left out."""
+    """Tokenize the held-out rows, likewise; rows that are too long or malformed are left out.
+
+    Without `eval_data` they come from all data sets of the run, by their weights (else as many of
+    each), at least one of each.
+    """
 
     def make() -> TokenTable:
-        data = config.eval_data or config.data
-        dataset = sources.load(
-            data, split=config.eval_split, rows=config.eval_rows, seed=config.seed + 1
-        )
-        if len(dataset) > config.eval_rows:
-            dataset = dataset.select(range(config.eval_rows))
-        return _tokenized(job, config, met, dataset, on_bad_rows="skip", truncation="drop")[0]
+        held, first = [], 0
+        for number, (source, rows) in enumerate(_held_out(config)):
+            dataset = loaded(source, config, held_out=rows)
+            table, _ = _tokenized(
+                job,
+                config,
+                met,
+                dataset,
+                teacher_input=source.teacher_input,
+                on_bad_rows="skip",
+                truncation="drop",
+            )
+            held.append(of_source(table, number, first_row=first))
+            first += len(dataset)
+        return join(held)
 
     return _shared(make, TokenTable)
+
+
+def shared_questions(job: TrainJob, config: DistillConfig, table: TokenTable) -> Questions:
+    """Read what the rows of `shared_held_out` ask, likewise; plain text asks nothing."""
+
+    def make() -> Questions:
+        ours = load_tokenizer(job.student_path, trust_remote_code=job.trust_remote_code)
+        found, first = Questions([], []), 0
+        for source, rows in _held_out(config):
+            dataset = loaded(source, config, held_out=rows)
+            own = table.row_index - first
+            own = own[(own >= 0) & (own < len(dataset))]
+            found = found.with_those_of(dataset.select(own.tolist()), ours)
+            first += len(dataset)
+        return found
+
+    return made_once(make)
 
 
 def shared_prompts(
@@ -161,29 +228,80 @@ def shared_prompts(
 
     def make() -> Prompts:
         ours, theirs = tokenizers(job)
-        found, dropped = read_prompts(
-            _dataset(config),
-            ours,
-            None if met.pair is None else theirs,
-            teacher_input=config.teacher_input,
-            max_length=_longest(config.max_length, job.teacher),
-            max_new_tokens=config.max_new_tokens,
-        )
-        _check_ids(found.student, met.student_size, "student")
-        if found.teacher is not None:
-            _check_ids(found.teacher, met.teacher_size, "teacher")
-        directory.event("data", prompts=len(found), dropped=dropped)
-        return found
+        parts, counted, first = [], [], 0
+        for number, source in enumerate(config.sources):
+            dataset = loaded(source, config)
+            found, left_out = read_prompts(
+                dataset,
+                ours,
+                None if met.pair is None else theirs,
+                teacher_input=source.teacher_input,
+                max_length=longest_row(config.max_length, job.teacher),
+                max_new_tokens=config.max_new_tokens,
+                on_bad_rows=config.on_bad_rows,
+            )
+            check_ids(found.student, met.student_size, "student")
+            if found.teacher is not None:
+                check_ids(found.teacher, met.teacher_size, "teacher")
+            parts.append(found.of_source(number, first_row=first))
+            counted.append({"data": source.name, "prompts": len(found), **left_out.summary()})
+            first += len(dataset)
+        everything = join_prompts(parts)
+        directory.event("data", **_all_prompts(counted))
+        return everything
 
     return _shared(make, Prompts)
 
 
-def _dataset(config: DistillConfig) -> Any:
-    return sources.load(config.data, split=config.split, rows=config.rows, seed=config.seed)
+def _all_prompts(counted: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the `data` event says of prompts: of all data sets together, and of each of several."""
+    said = {name: value for name, value in counted[0].items() if name != "data"}
+    if len(counted) == 1:
+        return said
+    said = {name: sum((one[name] for one in counted), start=type(said[name])()) for name in said}
+    return {**said, "sources": counted}
+
+
+def loaded(source: DataSource, config: DistillConfig, *, held_out: int | None = None) -> Dataset:
+    """Load one data set of a run, of a stream a sample: its first rows.
+
+    Args:
+        source: One of `config.sources`.
+        config: The run's.
+        held_out: So many rows of the split for evaluations instead of those that are trained.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if held_out is None:
+        split, rows, seed = source.split or config.split, source.rows, config.seed
+    else:
+        split, rows, seed = config.eval_split, held_out, config.seed + 1
+    if config.streaming:
+        rows = min(rows or STREAM_SAMPLE, STREAM_SAMPLE)
+        return first_rows(source.data, split=split, rows=rows, seed=seed)
+    dataset = sources.load(source.data, split=split, rows=rows, seed=seed)
+    return dataset if rows is None or len(dataset) <= rows else dataset.select(range(rows))
+
+
+def _held_out(config: DistillConfig) -> list[tuple[DataSource, int]]:
+    """The data sets that held-out rows come from, and how many of each."""
+    if config.eval_data is not None:
+        source = DataSource(data=config.eval_data, teacher_input=config.teacher_input)
+        return [(source, config.eval_rows)]
+    sources_ = config.sources
+    shares = Mixture(config.weights or [1.0] * len(sources_)).counts(np.array([config.eval_rows]))
+    return [(one, max(1, int(rows))) for one, rows in zip(sources_, shares[:, 0], strict=True)]
 
 
 def _tokenized(
-    job: TrainJob, config: DistillConfig, met: Meeting, dataset: Any, **options: Any
+    job: TrainJob,
+    config: DistillConfig,
+    met: Meeting,
+    dataset: Any,
+    *,
+    teacher_input: str | None,
+    **options: Any,
 ) -> tuple[TokenTable, Report]:
     """Tokenize rows as both models read them."""
     ours, theirs = tokenizers(job)
@@ -192,12 +310,12 @@ def _tokenized(
         ours,
         theirs,
         pair=met.pair,
-        teacher_input=None if job.teacher is None else config.teacher_input,
+        teacher_input=None if job.teacher is None else teacher_input,
         max_length=config.max_length,
         **options,
     )
-    _check_ids(table, met.student_size, "student")
-    _check_ids(table.asked, met.teacher_size, "teacher")
+    check_ids(table, met.student_size, "student")
+    check_ids(table.asked, met.teacher_size, "teacher")
     return table, report
 
 
@@ -209,7 +327,12 @@ def teacher_head_of(job: TrainJob, vocab_size: int, device: torch.device) -> Hea
     return Head.from_pretrained(job.teacher.path, dtype=dtype).to(device).cut(vocab_size)
 
 
-def _check_ids(table: TokenTable, size: int, whose: str) -> None:
+def check_ids(table: TokenTable, size: int, whose: str) -> None:
+    """Refuse token ids that a head does not have.
+
+    Raises:
+        DataError: There is one of `size` or more.
+    """
     highest = int(table.input_ids.max())
     if highest >= size:
         raise DataError(
@@ -222,7 +345,7 @@ def _check_lengths(table: TokenTable, teacher: TeacherInfo | None) -> None:
     """Refuse at the start what the teacher would refuse in the middle of a run."""
     if teacher is None or teacher.longest is None:
         return
-    longest = _longest(int(table.lengths.max()), teacher)
+    longest = longest_row(int(table.lengths.max()), teacher)
     row = int(table.lengths.argmax())
     if table.lengths[row] > longest:
         raise DataError(
@@ -232,8 +355,8 @@ def _check_lengths(table: TokenTable, teacher: TeacherInfo | None) -> None:
         )
 
 
-def _longest(tokens: int, teacher: TeacherInfo | None) -> int:
-    """So many tokens a row, or fewer where the teacher takes fewer."""
+def longest_row(tokens: int, teacher: TeacherInfo | None) -> int:
+    """Return so many tokens a row, or fewer where the teacher takes fewer."""
     if teacher is None or teacher.longest is None:
         return tokens
     return min(tokens, teacher.longest + 1)  # a row's last token is not run

@@ -1,4 +1,4 @@
-"""Divergences and algorithms of a notebook's own, and their way to the engines.
+"""Divergences, algorithms and metrics of a notebook's own, and their way to the engines.
 
 A cell registers a function or a class; it is tried on a tiny input at once, so that a mistake is
 that cell's error and not the engines', two hundred steps later. A run carries what was registered
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdflow_lab import algorithms
+from kdflow_lab import algorithms, answer_metrics
 from kdflow_lab.errors import ConfigError, KDFlowLabError, RunError
 from kdflow_lab.losses.names import (
     Function,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FILE = "registered.json"
 Registered = dict[str, dict[str, dict[str, str]]]
-"""By kind (`divergences`, `algorithms`) and name: `pickle` (base64) and `source`."""
+"""By kind (`divergences`, `algorithms`, `metrics`) and name: `pickle` (base64) and `source`."""
 
 
 def register_divergence(name: str) -> Callable[[Function], Function]:
@@ -92,6 +92,30 @@ def register_algorithm(name: str) -> Callable[[type], type]:
     return register
 
 
+def register_metric(name: str) -> Callable[[answer_metrics.Metric], answer_metrics.Metric]:
+    """Make a function a metric that `Lab.evaluate` and a run's `eval_metrics` can name.
+
+    A decorator. The function gets a model's answer, a text, and the row of data that asked for it,
+    a dict, and returns a finite number (larger is better), True or False. It is not tried here:
+    which columns rows have, only the data knows.
+
+    Example:
+        >>> @kd.register_metric("short")  # doctest: +SKIP
+        ... def short(answer, row):
+        ...     return len(answer) <= 2 * len(row["answers"][0])
+
+    Raises:
+        ConfigError: The name is no identifier or means something else, or the function cannot take
+            an answer and a row.
+    """
+
+    def register(function: answer_metrics.Metric) -> answer_metrics.Metric:
+        answer_metrics.register(name, function)
+        return function
+
+    return register
+
+
 # -- to the engines -------------------------------------------------------------------------------
 
 
@@ -101,6 +125,7 @@ def dump() -> Registered:
     for kind, known in (
         ("divergences", registered()),
         ("algorithms", algorithms.registered()),
+        ("metrics", answer_metrics.registered()),
     ):
         packed = {name: _pack(thing) for name, thing in known.items()}
         if packed:
@@ -128,6 +153,8 @@ def install(found: Registered) -> None:
                 ) from error
             if kind == "divergences":
                 _register_divergence(name)(thing)
+            elif kind == "metrics":
+                answer_metrics.register(name, thing)
             else:
                 algorithms.register(name, thing)
 

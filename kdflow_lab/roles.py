@@ -67,8 +67,9 @@ def _end_engine(reason: str) -> None:
 
 def setup_student(threads: int) -> dict[str, Any]:
     """Import what training needs, so that the first run does not wait for it."""
+    import datasets  # noqa: F401
     import torch
-    import transformers  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - imported when named
 
     import kdflow_lab.worker  # noqa: F401
 
@@ -216,6 +217,24 @@ def sandbox(job: SubjectJob) -> Any:
 
     _make_room(job)
     return look_through_losses(job, _captures, report_progress)
+
+
+def capture(job: TrainJob) -> dict[str, Any]:
+    """Fill the cache with what the teacher says of this rank's share of the rows."""
+    from ipyparallel.engine.datapub import publish_data
+
+    from kdflow_lab.capture import capture as capture_rows
+
+    said: dict[str, Any] = {}
+
+    def on_sizes(sizes: dict[str, Any]) -> None:
+        said["sizes"] = sizes
+        publish_data(said)
+
+    def on_progress(done: int, total: int) -> None:
+        publish_data({**said, "done": done, "total": total})
+
+    return capture_rows(job, on_sizes, on_progress)
 
 
 def inspect(job: SubjectJob) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from kdflow_lab.evaluate.run_probes import RunProbes
     from kdflow_lab.lab import Lab
+    from kdflow_lab.plan.check import Check
     from kdflow_lab.widgets.divergence import DivergenceLens
     from kdflow_lab.widgets.rollouts import RolloutBrowser
 
@@ -249,6 +250,22 @@ class Run:
         self._command("evaluate")
 
     @property
+    def plan(self) -> Check:
+        """What was to be expected of the run beside what it took: memory and seconds of a step.
+
+        Plans of the same folder are corrected by it from then on. Needs no cluster, but the run's
+        models and data.
+
+        Raises:
+            RunError: The run has taken no step yet.
+            DataError: Its data is not there any more.
+            ModelError: One of its models is not.
+        """
+        from kdflow_lab.plan.check import compare
+
+        return compare(self.directory)
+
+    @property
     def probes(self) -> RunProbes:
         """How the run's student and teacher saw the probe rows, step after step."""
         from kdflow_lab.evaluate.run_probes import RunProbes
@@ -321,22 +338,33 @@ class Run:
 
     # -- results --------------------------------------------------------------------------------
 
-    def export(self, path: str | Path, *, step: int | None = None) -> Path:
+    def export(self, path: str | Path, *, step: int | None = None, adapter: bool = False) -> Path:
         """Write the student as a Hugging Face folder with its tokenizer; return the folder.
 
         `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it. Needs no
-        cluster: the weights come from a checkpoint of the run.
+        cluster: the weights come from a checkpoint of the run. The adapters of a LoRA run are
+        merged into the model.
 
         Args:
             path: The folder; one that holds a model already is replaced.
             step: A step in `checkpoints`; by default the last one.
+            adapter: Write only the adapter of a LoRA run, a small folder that
+                `peft.PeftModel.from_pretrained` puts on the model that the run started from.
 
         Raises:
-            RunError: The run has no such checkpoint, or it is damaged.
+            RunError: The run has no such checkpoint, or it is damaged; or `adapter`, and the run
+                trained all weights.
+            ConfigError: `adapter`, and PEFT is not installed.
         """
         from kdflow_lab.student.export import export_hf
 
-        return export_hf(self.directory, Path(path), step=step)
+        return export_hf(self.directory, Path(path), step=step, adapter=adapter)
+
+    def lm_eval(self, tasks: str | Sequence[str], **options: Any) -> pd.DataFrame:
+        """Run benchmarks of the lm-evaluation-harness on the student; see `kd.lm_eval`."""
+        from kdflow_lab.evaluate.harness import lm_eval
+
+        return lm_eval(self, tasks, **options)
 
     def student(self, *, step: int | None = None) -> Any:
         """Load the student as a `transformers` model from a checkpoint, by default the last one."""

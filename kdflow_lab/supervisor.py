@@ -221,6 +221,15 @@ class _Requests:
         """Look at every token of some texts."""
         return self._look(self._engines.inspect, fields)
 
+    def capture(self, config: dict[str, Any]) -> Any:
+        """Fill the cache of the teacher's hidden states."""
+
+        def capture(on_progress: Any) -> Any:
+            say = lambda text: self._connection.send(("phase", text))  # noqa: E731
+            return self._engines.capture(on_progress, say, config)
+
+        return self._look(capture, {})
+
     def close(self) -> None:
         """End the lab now."""
         self._supervisor.end(

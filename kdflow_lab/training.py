@@ -15,6 +15,8 @@ from kdflow_lab import registration, settings
 from kdflow_lab.algorithms import make_algorithm
 from kdflow_lab.algorithms.across import make_across
 from kdflow_lab.beats import Beats
+from kdflow_lab.cache.end import CachingEnd
+from kdflow_lab.cache.run import put_before
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.control import Control
 from kdflow_lab.data.batches import MicroBatch, pack
@@ -36,11 +38,13 @@ from kdflow_lab.prepare import (
     shared_tokens,
     teacher_head_of,
 )
+from kdflow_lab.prepare_stream import open_stream
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.step import StepResult, distill_step
+from kdflow_lab.streaming import StreamLessons
 from kdflow_lab.student.feed import TeacherFeed
 from kdflow_lab.student.fsdp import Student
-from kdflow_lab.student.group import gather
+from kdflow_lab.student.group import gather, made_once
 from kdflow_lab.student.optimizer import lr_at, make_optimizer, set_lr
 from kdflow_lab.transport.cuda_ipc import choose_here
 from kdflow_lab.transport.layout import SlotLayout
@@ -77,10 +81,12 @@ class Training:
         self.phase("reading the data")
         met = shared_meeting(self.job, config, self.directory)
         config.algorithm = met.algorithm
-        prompts = table = None
+        prompts = table = stream = None
         if config.on_policy:
             prompts = shared_prompts(self.job, config, met, self.directory)
-        if not config.on_policy or config.lmbda < 1.0:
+        if config.streaming:
+            stream = open_stream(self.job, config, met, self.directory)
+        elif not config.on_policy or config.lmbda < 1.0:
             table = shared_tokens(self.job, config, met, self.directory)
         self.phase("loading the student")
         self.algorithm = make_algorithm(config)
@@ -99,12 +105,14 @@ class Training:
         )
         if config.packing and self.student.why_padded:
             self.event("warning", message=f"Rows are padded: {self.student.why_padded}.")
+        if self.student.about_head:
+            self.event("warning", message=self.student.about_head)
         beside_lr = getattr(self.algorithm, "beside_lr", None)
         self.optimizer = make_optimizer(self.student.model, config, beside_lr=beside_lr)
         follows = (self.job, config, self.student.model, met.differs)
         with (
             open_mean_teacher(*follows, every=config.teacher_update_every) as self.mean_teacher,
-            self.lessons_of(met, table, prompts) as self.lessons,
+            self.lessons_of(met, table or stream, prompts) as self.lessons,
         ):
             self.learn(met)
 
@@ -137,6 +145,7 @@ class Training:
                 ahead=config.depth > 0,
                 timeout_s=config.timeout_s,
                 phase=config.teacher_batches_per_phase,
+                threads=(self.place.threads, self.place.threads_alone),
             )
             self.say_started(end)
             self.loop(feed)
@@ -148,9 +157,13 @@ class Training:
 
     @contextlib.contextmanager
     def lessons_of(
-        self, met: Meeting, table: TokenTable | None, prompts: Prompts | None
+        self, met: Meeting, table: TokenTable | StreamLessons | None, prompts: Prompts | None
     ) -> Iterator[Lessons]:
         """Give the run's lessons: rows of the data, or what the student writes."""
+        if isinstance(table, StreamLessons):
+            with contextlib.closing(table):
+                yield table
+            return
         data = None if table is None else DataLessons(table, self.config, self.place.world_size)
         if prompts is None:
             assert data is not None
@@ -246,8 +259,9 @@ class Training:
         self.event("teacher_updated", step=self.step, why=why, **update._asdict())
 
     @contextlib.contextmanager
-    def connect(self) -> Iterator[StudentEnd | None]:
-        """Open the ring to the teacher for the length of the training."""
+    def connect(self) -> Iterator[StudentEnd | CachingEnd | None]:
+        """Open the ring to the teacher for the length of the training, the cache before it."""
+        self.cached: CachingEnd | None = None
         if self.place.socket is None or self.job.teacher is None:
             yield None
             return
@@ -271,9 +285,23 @@ class Training:
             gpu=gpu if chosen.transport == "cuda_ipc" else None,
         )
         try:
-            yield end
+            if self.config.cache:
+                self.cached = self.put_cache_before(end)
+            yield self.cached or end
         finally:
-            end.close()
+            (self.cached or end).close()
+
+    def put_cache_before(self, end: StudentEnd, *, announce: bool = True) -> CachingEnd:
+        """Let an end of a ring ask only for what the cache of this run's teacher lacks."""
+        return put_before(
+            end,
+            self.job,
+            self.config,
+            table=getattr(self.lessons, "table", None),
+            once=made_once,
+            event=self.event,
+            announce=announce,
+        )
 
     def batches(self) -> Iterator[MicroBatch | None]:
         """Yield this rank's micro-batches in the plan's order.
@@ -305,19 +333,23 @@ class Training:
         wait_s, teacher_s = times
         highest = torch.tensor([time.perf_counter() - start, wait_s, memory_bytes()]).double()
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        busy = torch.tensor(teacher_s).double()
-        dist.all_reduce(busy)
+        rows, cached = (0, 0) if self.cached is None else self.cached.take_counts()
+        sums = torch.tensor([teacher_s, rows, cached]).double()
+        dist.all_reduce(sums)
         if not self.leader:
             return
         step_s, teacher_wait_s, memory = highest.tolist()
+        teacher_s, rows, cached = sums.tolist()
         followed: dict[str, int] = {}
         if self.mean_teacher is not None:
             followed["teacher_version"] = self.mean_teacher.version  # of this step's rows
         measured = self.lessons.measured()
+        if self.cached is not None:
+            measured["cached"] = cached / max(1.0, rows)
         spent = {
             "step_s": step_s,
             "teacher_wait_s": teacher_wait_s,
-            "teacher_busy_s": busy.item(),
+            "teacher_busy_s": teacher_s,
         }
         self.directory.metrics(
             rounded(
@@ -344,9 +376,10 @@ class Training:
             )
         )
 
-    def say_started(self, end: StudentEnd | None) -> None:
+    def say_started(self, end: StudentEnd | CachingEnd | None) -> None:
         """Write what makes the run real: shards, processes, transport, versions."""
-        mine = {"pid": os.getpid(), "shards": self.student.shards()}
+        shards = self.student.shards()
+        mine = {"pid": os.getpid(), "shards": shards}
         mine["transport"] = None
         if end is not None:
             mine["transport"] = {**end.describe(), "why": self.why_transport}
@@ -368,6 +401,8 @@ class Training:
             why_backend=None if teacher is None else teacher.why,
             engine_drift=None if teacher is None else teacher.drift,
             packing=not self.student.why_padded,
+            parameters=shards["total_elements"],
+            trainable_parameters=shards["trainable_elements"],
             versions=versions(),
         )
 

@@ -18,6 +18,7 @@ import torch
 from kdflow_lab.beats import Beats
 from kdflow_lab.errors import RunError, TransportError
 from kdflow_lab.jobs import TrainJob
+from kdflow_lab.memory import give_back
 from kdflow_lab.rundir import RunDirectory
 from kdflow_lab.student.group import is_broken, student_group
 from kdflow_lab.training import Training
@@ -58,6 +59,7 @@ def train(job: TrainJob) -> None:
                 _say_failed(directory, job, error, beats)
     finally:
         directory.unlock()
+        give_back()
 
 
 def _say_failed(

@@ -157,7 +157,7 @@ class BytePrefix(Crossing):
             pairing: Likewise.
 
         Returns:
-            Of the T tokens; divergence and agreement are 0 where a token has no row.
+            Of the T tokens; divergence and agreement are NaN where a token has no row.
         """
         sides = (student_hidden, student_head, teacher_hidden, teacher_head, labels)
         found, prefix_map = self._mapped(*sides, pairing)
@@ -165,8 +165,13 @@ class BytePrefix(Crossing):
         config = self.config
         name = full_name(config.loss)
         terms = Terms(name, check_params(name, config.loss_params), config.kd_temperature)
-        return walked_tokens(
+        walked = walked_tokens(
             student_hidden, student_head, teacher, labels, terms, config.chunk_tokens
+        )
+        without = torch.from_numpy(found.teacher < 0).to(walked.kd.device)
+        return walked._replace(
+            kd=walked.kd.masked_fill(without, torch.nan),
+            agreement=walked.agreement.masked_fill(without, torch.nan),
         )
 
     def _mapped(

@@ -59,20 +59,42 @@ def tokenize_for_both(
         teacher_table, teacher_report = tokenize(theirs, teacher_tokenizer, **options)
     except DataError as error:
         raise DataError(f"As the teacher reads the rows: {error}") from None
-    _, mine, others = np.intersect1d(
-        table.row_index, teacher_table.row_index, assume_unique=True, return_indices=True
-    )
-    if not len(mine):
+    found = same_rows(table, teacher_table)
+    if not len(found[0]):
         raise DataError(
             f"No row is left for both models: {len(table)} fit the student and "
             f"{len(teacher_table)} the teacher, but not the same ones. Raise max_length."
         )
-    table, teacher_table = table.take(mine), teacher_table.take(others)
+    table = side_by_side(*found, pair=pair)
+    return table, _merged(report, teacher_report, table)
+
+
+def same_rows(table: TokenTable, teacher_table: TokenTable) -> tuple[TokenTable, TokenTable]:
+    """Return both tables with the rows alone that are in both, by their `row_index`."""
+    _, mine, others = np.intersect1d(
+        table.row_index, teacher_table.row_index, assume_unique=True, return_indices=True
+    )
+    return table.take(mine), teacher_table.take(others)
+
+
+def side_by_side(
+    table: TokenTable, teacher_table: TokenTable, *, pair: TokenizerPair | None
+) -> TokenTable:
+    """Make one table of the student's and the teacher's, both of the same rows.
+
+    Args:
+        table: The student's.
+        teacher_table: The teacher's.
+        pair: Both vocabularies; None if they are the same.
+
+    Raises:
+        DataError: With one tokenizer, an answer becomes other tokens behind the teacher's prompt.
+    """
     if pair is None:
         _check_same_answers(table, teacher_table)
     else:
         table, teacher_table = _aligned(pair, table, teacher_table)
-    return dataclasses.replace(table, teacher=teacher_table), _merged(report, teacher_report, table)
+    return dataclasses.replace(table, teacher=teacher_table)
 
 
 def answers(table: TokenTable) -> np.ndarray:

@@ -4,6 +4,9 @@ Rows come as one endless stream, epoch behind epoch, each in an order of its own
 i-th `batch_size` rows of it. So every step has exactly `batch_size` rows, also where an epoch ends
 or the data is smaller than a batch; every row comes once an epoch; and which rows a step has
 depends neither on the number of ranks nor on the micro-batches they are run in.
+
+Several data sets with weights are as many such streams; `mixture.Mixture` says which of them has
+the next row. Every row of a data set comes once before any of it comes twice.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdflow_lab.data.mixture import Mixture
 from kdflow_lab.data.table import tokens_run
 from kdflow_lab.errors import ConfigError, DataError, ShapeError
 
@@ -52,6 +56,8 @@ class DataPlan:
         micro_batch_rows: int | None = None,
         seed: int = 0,
         asked_lengths: ArrayLike | None = None,
+        sources: ArrayLike | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Plan; nothing is computed before `step`.
 
@@ -67,11 +73,14 @@ class DataPlan:
             seed: Any int of 0 or more.
             asked_lengths: Int[N], rows that the teacher is asked for: trained tokens as it reads
                 them; `response_lengths` if not given.
+            sources: Int[N], which data set each row is of, counted from 0; needed with `weights`.
+            weights: One a data set, above 0: shares of the rows of a step. None takes all rows as
+                one data set.
 
         Raises:
             ConfigError: A number is too small.
-            DataError: No rows, or a row longer than a micro-batch may be.
-            ShapeError: The two arrays have different lengths.
+            DataError: No rows, a row longer than a micro-batch may be, or a data set without rows.
+            ShapeError: The arrays have different lengths.
         """
         self._tokens = tokens_run(np.asarray(lengths, np.int64))
         self._responses = np.asarray(response_lengths, np.int64)
@@ -83,9 +92,12 @@ class DataPlan:
         self._budget = micro_batch_tokens
         self._most_rows = batch_size if micro_batch_rows is None else micro_batch_rows
         self._seed = seed
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._mixture = Mixture([1.0] if weights is None else weights)
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._steps: dict[int, StepPlan] = {}
         self._check()
+        self._groups = self._grouped(None if weights is None else sources)
+        self._repeats = self._most_repeats()
 
     def _check(self) -> None:
         least = {
@@ -120,9 +132,32 @@ class DataPlan:
                 "micro_batch_tokens, or lower max_length."
             )
 
+    def _grouped(self, sources: ArrayLike | None) -> list[NDArray[np.int64]]:
+        """The rows of each data set."""
+        if sources is None:
+            if len(self._mixture) > 1:
+                raise ShapeError("Weights need sources: say which data set each row is of.")
+            return [np.arange(len(self._tokens))]
+        of = np.asarray(sources, np.int64)
+        if of.shape != self._tokens.shape:
+            raise ShapeError(
+                f"sources is {of.shape}, lengths {self._tokens.shape}; expected alike."
+            )
+        groups = [np.flatnonzero(of == number) for number in range(len(self._mixture))]
+        if sum(map(len, groups)) < len(of) or not all(map(len, groups)):
+            raise DataError(
+                f"There are {len(groups)} weights, and rows of the data sets "
+                f"{np.unique(of).tolist()}. Expected rows of each, counted from 0, and a weight."
+            )
+        return groups
+
     @property
     def steps_per_epoch(self) -> float:
-        """Rows by batch size; not rounded, since a batch may hold rows of two epochs."""
+        """Rows by batch size; not rounded, since a batch may hold rows of two epochs.
+
+        With weights an epoch has as many rows as all data sets have together. The small ones may
+        come several times in it, and the large ones in part.
+        """
         return len(self._tokens) / self._batch_size
 
     def step(self, index: int) -> StepPlan:
@@ -156,24 +191,28 @@ class DataPlan:
         )
 
     def _global_batch(self, index: int) -> NDArray[np.int64]:
-        """Cut step `index` out of the stream of epochs."""
+        """Cut step `index` out of the streams of epochs."""
         if index < 0:
             raise ConfigError(f"There is no step {index}; steps are counted from 0.")
         places = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
-        epochs, within = np.divmod(places, len(self._tokens))
+        sources, numbers = self._mixture.at(places)
         rows = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            rows[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
+        for source, group in enumerate(self._groups):
+            mine = np.flatnonzero(sources == source)
+            epochs, within = np.divmod(numbers[mine], len(group))
+            for epoch in np.unique(epochs).tolist():
+                here = epochs == epoch
+                rows[mine[here]] = group[self._order(source, epoch)[within[here]]]
         return rows
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _order(self, source: int, epoch: int) -> NDArray[np.int64]:
         """The permutation of an epoch; the last two are remembered, since a batch may need both."""
-        if epoch not in self._orders:
-            while len(self._orders) > 1:
+        if (source, epoch) not in self._orders:
+            while len(self._orders) > 2 * len(self._groups) - 1:
                 del self._orders[next(iter(self._orders))]
-            generator = np.random.default_rng([self._seed, epoch])
-            self._orders[epoch] = generator.permutation(len(self._tokens))
-        return self._orders[epoch]
+            generator = np.random.default_rng([self._seed, epoch, source])
+            self._orders[source, epoch] = generator.permutation(len(self._groups[source]))
+        return self._orders[source, epoch]
 
     def _fill(self, places: Sequence[int], tokens: NDArray[np.int64]) -> list[list[int]]:
         """Fill one rank's micro-batches: each row into the first with room, longest first."""
@@ -223,7 +262,7 @@ class DataPlan:
         # What the token budget allows: rows with the largest share of response tokens first, the
         # last one in part.
         order = np.argsort(-self._asked / self._tokens, kind="stable")
-        order = np.repeat(order, self._repeats)[: self._budget + 1]
+        order = np.repeat(order, self._repeats[order])[: self._budget + 1]
         spent = np.cumsum(self._tokens[order])
         gained = np.cumsum(self._asked[order])
         if spent[-1] > self._budget:
@@ -233,18 +272,19 @@ class DataPlan:
             most = min(most, int(before + np.ceil(share * (self._budget - before_tokens))))
         return min(most, self.max_tokens())
 
-    @property
-    def _repeats(self) -> int:
-        """How often a row can come in one step: once for each epoch that a step can touch."""
-        if self._batch_size == 1:
-            return 1
-        return (self._batch_size - 2) // len(self._tokens) + 2
+    def _most_repeats(self) -> NDArray[np.int64]:
+        """How often each row can come in one step: once for each epoch that a step can touch."""
+        repeats = np.ones(len(self._tokens), np.int64)
+        for group, most in zip(self._groups, self._mixture.most(self._batch_size), strict=True):
+            if most > 1:
+                repeats[group] = (most - 2) // len(group) + 2
+        return repeats
 
     def _largest(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """The largest values that the rows of one micro-batch can have, in falling order."""
         most_rows = min(self._batch_size, self._most_rows)
-        falling = np.sort(values)[::-1][:most_rows]
-        return np.repeat(falling, self._repeats)[:most_rows]
+        falling = np.argsort(-values, kind="stable")[:most_rows]
+        return np.repeat(values[falling], self._repeats[falling])[:most_rows]
 
 
 def _in_order(bins: list[list[int]]) -> list[list[int]]:

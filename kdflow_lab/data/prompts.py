@@ -41,6 +41,28 @@ def prompts(dataset: Dataset, tokenizer: Any) -> list[list[int]]:
     Raises:
         DataError: Rows of plain text, bad rows, or messages without a chat template.
     """
+    found, bad = prompts_and_bad(dataset, tokenizer)
+    if bad:
+        listed = [(source, reason) for _, source, reason in bad]
+        raise bad_rows_error(listed, len(dataset), "Correct them, or leave them out.")
+    return list(found.values())
+
+
+def prompts_and_bad(
+    dataset: Dataset, tokenizer: Any
+) -> tuple[dict[int, list[int]], list[tuple[int, str, str]]]:
+    """Return the token ids of each prompt by the number of its row, and the rows that are bad.
+
+    Args:
+        dataset: As in `prompts`.
+        tokenizer: Likewise.
+
+    Returns:
+        Ids by row; and number, source and reason of each bad row, in order.
+
+    Raises:
+        DataError: Rows of plain text, or messages without a chat template.
+    """
     form = None if all_bad(dataset) else form_of(dataset.column_names, need_response=False)
     if form == "text":
         raise DataError(
@@ -68,10 +90,10 @@ def prompts(dataset: Dataset, tokenizer: Any) -> list[list[int]]:
     for number, source, text in zip(numbers, sources, texts, strict=True):
         if isinstance(text, BadRow):
             bad.append((number, source, str(text)))
-    if bad:
-        listed = [(source, reason) for _, source, reason in sorted(bad)]
-        raise bad_rows_error(listed, len(dataset), "Correct them, or leave them out.")
-    return [[*opening, *ids] for ids in encoder.ids([str(text) for text in texts])]
+    good = [place for place, text in enumerate(texts) if not isinstance(text, BadRow)]
+    ids = encoder.ids([str(texts[place]) for place in good])
+    prompts = zip(good, ids, strict=True)
+    return {numbers[place]: [*opening, *one] for place, one in prompts}, sorted(bad)
 
 
 def references(row: Mapping[str, Any]) -> list[str]:

@@ -19,12 +19,24 @@ _MAX_CSV_FIELD = 2**31 - 1
 
 def read_jsonl(path: Path) -> Iterator[SourcedRow]:
     """Yield every line of a JSONL file that is not blank; a bad one comes as its reason."""
+    return ((source, json_row(line)) for source, line in jsonl_lines(path))
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and text of every line of a JSONL file that is not blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # editors on Windows put it there
             if line.strip():
-                yield f"{path.name}:{number}", _json_row(line)
+                yield f"{path.name}:{number}", line
+
+
+def is_json_array(path: Path) -> bool:
+    """Tell a JSON file that is one array from one of lines."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"[")
 
 
 def read_json(path: Path) -> Iterator[SourcedRow]:
@@ -33,9 +45,7 @@ def read_json(path: Path) -> Iterator[SourcedRow]:
     Raises:
         DataError: The array is not JSON.
     """
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
+    if not is_json_array(path):
         yield from read_jsonl(path)
         return
     try:
@@ -86,7 +96,8 @@ def row_or_reason(row: Any) -> dict[str, Any] | BadRow:
     return BadRow(f"it is {kind(row)}; expected an object")
 
 
-def _json_row(line: bytes) -> dict[str, Any] | BadRow:
+def json_row(line: bytes) -> dict[str, Any] | BadRow:
+    """Return the object that a line of JSONL holds, or why there is none."""
     try:
         text = line.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdflow_lab.data.readers import SourcedRow, read_csv, read_json, read_jsonl, row_or_reason
 from kdflow_lab.data.rows import SOURCE
@@ -15,6 +15,7 @@ from kdflow_lab.errors import DataError, nearest
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+LoadedT = TypeVar("LoadedT")
 READERS: dict[str, Callable[[Path], Iterator[SourcedRow]]] = {
     ".jsonl": read_jsonl,
     ".json": read_json,
@@ -86,22 +87,39 @@ def _load_name(name: str, split: str, rows: int | None, seed: int) -> Dataset:
         from kdflow_lab import zoo
 
         return zoo.dataset(name, split=split, rows=rows, seed=seed)
+    found = locate(name, split)
+    if isinstance(found, list):
+        return _load_files(found, rows)
+    return _load_hub(name, split) if found is None else found
+
+
+def locate(name: str, split: str) -> list[Path] | Dataset | None:
+    """Find what a name stands for that is not of the zoo.
+
+    Returns:
+        Files of one kind; or what `save_to_disk` wrote, mapped into memory; or None where only the
+        hub can know it.
+
+    Raises:
+        DataError: It looks like a path, and there is none; or there is no such split, or its files
+            cannot be read.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, split, rows)
+        return _locate_in_folder(path, split)
     if path.is_file():
-        return _load_files([path], rows)
+        return _of_one_kind([path])
     looks_like_path = path.suffix in SUFFIXES or path.is_absolute() or name.startswith((".", "~"))
     if looks_like_path or name.count("/") > 1:
         raise DataError(
             f"There is no file or folder {name!r}.{_neighbour(path)} Expected a path from "
             f"{Path.cwd()}, or an absolute one."
         )
-    return _load_hub(name, split)
+    return None
 
 
-def _load_folder(folder: Path, split: str, rows: int | None) -> Dataset:
-    """Read the files of one split, or what `save_to_disk` wrote."""
+def _locate_in_folder(folder: Path, split: str) -> list[Path] | Dataset:
+    """Find the files of one split, or what `save_to_disk` wrote."""
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         from datasets import Dataset, load_from_disk
 
@@ -112,7 +130,7 @@ def _load_folder(folder: Path, split: str, rows: int | None) -> Dataset:
         files = sorted(path for path in (folder / "data").iterdir() if path.suffix in SUFFIXES)
     chosen = [path for path in files if _split_name(path) == split]
     if chosen:
-        return _load_files(chosen, rows)
+        return _of_one_kind(chosen)
     splits = list(dict.fromkeys(_split_name(path) for path in files))
     found = f"it has {', '.join(splits)}" if splits else "it has no file of those kinds at all"
     raise DataError(
@@ -126,8 +144,7 @@ def _split_name(path: Path) -> str:
     return path.stem.partition("-")[0]
 
 
-def _load_files(files: list[Path], rows: int | None) -> Dataset:
-    """Read files of one kind, one after the other."""
+def _of_one_kind(files: list[Path]) -> list[Path]:
     kinds = sorted({path.suffix for path in files})
     if len(kinds) > 1:
         raise DataError(
@@ -139,11 +156,16 @@ def _load_files(files: list[Path], rows: int | None) -> Dataset:
             f"Cannot read {files[0]}.{nearest(kinds[0], SUFFIXES)} Expected one of "
             f"{', '.join(SUFFIXES)}."
         )
-    if kinds[0] == ".parquet":
+    return files
+
+
+def _load_files(files: list[Path], rows: int | None) -> Dataset:
+    """Read files of one kind, one after the other."""
+    if files[0].suffix == ".parquet":
         return _read_parquet(files)
     from kdflow_lab.data.arrow import build
 
-    lines = (line for path in files for line in READERS[kinds[0]](path))
+    lines = (line for path in files for line in READERS[files[0].suffix](path))
     return build(islice(lines, rows))
 
 
@@ -193,8 +215,17 @@ def _from_frame(frame: Any) -> Dataset:
 def _load_hub(name: str, split: str) -> Dataset:
     from datasets import load_dataset
 
+    return from_hub(name, split, lambda: load_dataset(name, split=split))
+
+
+def from_hub(name: str, split: str, load: Callable[[], LoadedT]) -> LoadedT:
+    """Load from the hub, and say in words why it does not work.
+
+    Raises:
+        DataError: It does not.
+    """
     try:
-        return load_dataset(name, split=split)
+        return load()
     except Exception as error:  # the hub's errors have no common root, and offline is the usual one
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join(line.strip() for line in lines[:3]).removesuffix(".")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +11,16 @@ from numpy.typing import NDArray
 
 from kdflow_lab.errors import ShapeError
 
-_ARRAYS = ("input_ids", "offsets", "response_mask", "row_index", "start", "end", "logprobs")
+_ARRAYS = (
+    "input_ids",
+    "offsets",
+    "response_mask",
+    "row_index",
+    "start",
+    "end",
+    "logprobs",
+    "source",
+)
 
 
 def tokens_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -31,7 +41,8 @@ class TokenTable:
         offsets: Int64[N + 1]: row i is `input_ids[offsets[i]:offsets[i + 1]]`.
         response_mask: UInt8, like `input_ids`: 1 where a token is trained, which means that the one
             before it predicts it. Never 1 at the first token of a row.
-        row_index: Int32[N]: the row of the data set that each came from.
+        row_index: Int32[N]: the row of the data that each came from. Of several data sets that are
+            read whole the rows are counted through, of streams each by itself.
         teacher: The same N rows as the teacher reads them, where it does not read these very ids:
             with another tokenizer, or another prompt. Its own `teacher` is None.
         start: Int64[sum of response_lengths], with a teacher of another tokenizer: where each
@@ -40,6 +51,7 @@ class TokenTable:
         end: Likewise, where it ends.
         logprobs: Float32[sum of response_lengths], nats: of each trained token under the weights
             that sampled it. None where the tokens were not sampled by the student.
+        source: Int32[N]: which of several data sets each row is of; None if there is one.
     """
 
     input_ids: NDArray[np.int32]
@@ -50,6 +62,7 @@ class TokenTable:
     start: NDArray[np.int64] | None = None
     end: NDArray[np.int64] | None = None
     logprobs: NDArray[np.float32] | None = None
+    source: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit each other.
@@ -114,6 +127,7 @@ class TokenTable:
             start=None if self.start is None else self.start[trained],
             end=None if self.end is None else self.end[trained],
             logprobs=None if self.logprobs is None else self.logprobs[trained],
+            source=None if self.source is None else self.source[rows],
         )
 
     def first(self, count: int) -> TokenTable:
@@ -142,6 +156,44 @@ class TokenTable:
             name.removeprefix("teacher."): array for name, array in arrays.items() if "." in name
         }
         return cls(**own, teacher=cls.from_arrays(theirs) if theirs else None)
+
+
+def of_source(table: TokenTable, number: int, *, first_row: int = 0) -> TokenTable:
+    """Return the table as that of data set `number`, its rows counted from `first_row`."""
+    index = (table.row_index + first_row).astype(np.int32)
+    teacher = table.teacher
+    return replace(
+        table,
+        row_index=index,
+        source=np.full(len(table), number, np.int32),
+        teacher=None if teacher is None else replace(teacher, row_index=index),
+    )
+
+
+def join(tables: Sequence[TokenTable]) -> TokenTable:
+    """Put tables behind one another.
+
+    Where only some have a side of the teacher's, it reads the rows of the others as they are.
+
+    Raises:
+        ShapeError: Some know the places of their tokens or their source, and others do not.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    joined: dict[str, np.ndarray] = {}
+    for name in _ARRAYS:
+        arrays = [getattr(table, name) for table in tables]
+        known = [array for array in arrays if array is not None]
+        if known and len(known) < len(arrays):
+            raise ShapeError(f"Only {len(known)} of {len(arrays)} token tables have {name!r}.")
+        if known and name != "offsets":
+            joined[name] = np.concatenate(known)
+    ends = np.concatenate([table.lengths for table in tables]).cumsum()
+    joined["offsets"] = np.concatenate([np.zeros(1, np.int64), ends])
+    teacher = None
+    if any(table.teacher is not None for table in tables):
+        teacher = join([replace(table.asked, source=None, logprobs=None) for table in tables])
+    return TokenTable(**joined, teacher=teacher)
 
 
 def ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:

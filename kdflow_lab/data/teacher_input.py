@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdflow_lab.data.rows import BAD, SOURCE, BadRow, Form, form_of, kind, parse, read
+from kdflow_lab.data.rows import (
+    BAD,
+    SOURCE,
+    BadRow,
+    Conversation,
+    Form,
+    form_of,
+    kind,
+    parse,
+    read,
+)
 from kdflow_lab.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -33,15 +43,31 @@ def rows_of_teacher(dataset: Dataset, column: str) -> Dataset:
         )
     lines: list[tuple[str, dict[str, Any] | BadRow]] = []
     for number, source, row in read(dataset, form):
-        if isinstance(row, BadRow | str):
-            lines.append((source, row if isinstance(row, BadRow) else BadRow("it is plain text")))
-            continue
         try:
-            answer = row.messages[row.turns("last")[-1]]
-            lines.append((source, {"messages": [*_prompt(prompts[number], column), answer]}))
+            lines.append((source, {"messages": messages_of_teacher(row, prompts[number], column)}))
         except BadRow as problem:
             lines.append((source, problem))
     return build(lines)
+
+
+def messages_of_teacher(
+    row: Conversation | str | BadRow, prompt: Any, column: str
+) -> list[dict[str, Any]]:
+    """Return one row as the teacher shall read it.
+
+    Args:
+        row: As the student reads it, parsed.
+        prompt: The teacher's own.
+        column: Where that stands.
+
+    Raises:
+        BadRow: The row is bad or plain text, or the prompt is neither a text nor messages.
+    """
+    if isinstance(row, BadRow):
+        raise row
+    if isinstance(row, str):
+        raise BadRow("it is plain text, and teacher_input needs an answer that both models read")
+    return [*_prompt(prompt, column), row.messages[row.turns("last")[-1]]]
 
 
 def prompts_of_teacher(dataset: Dataset, column: str) -> Dataset:

@@ -67,8 +67,19 @@ class Report:
 
 
 @dataclass
-class _Kept:
-    """Rows as they come, before they are one table."""
+class Kept:
+    """Rows as they come, before they are one table.
+
+    Attributes:
+        max_length: As in `tokenize`.
+        truncation: Likewise.
+        ids: Of each kept row, Int32.
+        masks: Likewise, UInt8.
+        index: Their numbers.
+        dropped: Rows left out because they are longer than `max_length`.
+        cut: Rows that were cut.
+        bad: Number, source and reason of each bad row.
+    """
 
     max_length: int
     truncation: str
@@ -78,7 +89,6 @@ class _Kept:
     dropped: int = 0
     cut: int = 0
     bad: list[tuple[int, str, str]] = field(default_factory=list)
-    """Number, source and reason."""
 
     def add(self, number: int, source: str, encoded: Encoded) -> None:
         """Keep a row, cut it, or note why it is left out."""
@@ -155,8 +165,8 @@ def tokenize(
         if value not in OPTIONS[name]:
             raise unknown_name(f"value of {name}", value, OPTIONS[name])
     form = None if all_bad(dataset) else form_of(dataset.column_names)
-    encode = _RowEncoder(tokenizer, train_turns)
-    kept = _Kept(max_length, truncation)
+    encode = RowEncoder(tokenizer, train_turns)
+    kept = Kept(max_length, truncation)
     waiting: list[tuple[int, str, Conversation | str]] = []
 
     def flush() -> None:
@@ -179,7 +189,7 @@ def tokenize(
     return _finish(kept, len(dataset), on_bad_rows)
 
 
-def _finish(kept: _Kept, num_rows: int, on_bad_rows: str) -> tuple[TokenTable, Report]:
+def _finish(kept: Kept, num_rows: int, on_bad_rows: str) -> tuple[TokenTable, Report]:
     """Raise for bad rows and for an empty table, or make table and report."""
     bad = [(source, reason) for _, source, reason in sorted(kept.bad)]
     if bad and on_bad_rows == "raise":
@@ -208,23 +218,46 @@ def _finish(kept: _Kept, num_rows: int, on_bad_rows: str) -> tuple[TokenTable, R
     return table, report
 
 
-class _RowEncoder:
-    """Turns parsed rows of one form into ids and masks, many at once."""
+class RowEncoder:
+    """Turns parsed rows into ids and masks, many at once."""
 
     def __init__(self, tokenizer: Any, train_turns: Literal["all", "last"]) -> None:
+        """Take the model's tokenizer; `train_turns` as in `tokenize`."""
         self._encoder = Encoder(tokenizer)
         self._eos = tokenizer.eos_token_id
         self._template = Template(tokenizer) if self._encoder.has_template else None
         self._train_turns: Literal["all", "last"] = train_turns
 
-    def __call__(self, rows: Sequence[Any], sources: Sequence[str]) -> Sequence[Encoded | BadRow]:
+    def __call__(
+        self, rows: Sequence[Conversation | str], sources: Sequence[str]
+    ) -> Sequence[Encoded | BadRow]:
+        """Encode conversations and plain texts, in their order.
+
+        Args:
+            rows: Any number.
+            sources: Where each came from, for errors.
+
+        Raises:
+            DataError: As `tokenize`.
+        """
+        texts = [row for row in rows if isinstance(row, str)]
+        pairs = zip(rows, sources, strict=True)
+        others = [(row, source) for row, source in pairs if not isinstance(row, str)]
+        of_texts = iter(self._texts(texts))
+        of_others = iter(self._conversations([row for row, _ in others], [at for _, at in others]))
+        return [next(of_texts if isinstance(row, str) else of_others) for row in rows]
+
+    def _texts(self, texts: Sequence[str]) -> list[Encoded | BadRow]:
+        return [
+            (ids, [1] * len(ids)) if text.strip() else BadRow("text is empty")
+            for text, ids in zip(texts, self._encoder.ids(texts, special=True), strict=True)
+        ]
+
+    def _conversations(
+        self, rows: Sequence[Conversation], sources: Sequence[str]
+    ) -> Sequence[Encoded | BadRow]:
         if not rows:
             return []
-        if isinstance(rows[0], str):
-            return [
-                (ids, [1] * len(ids)) if text.strip() else BadRow("text is empty")
-                for text, ids in zip(rows, self._encoder.ids(rows, special=True), strict=True)
-            ]
         if self._template is None:
             return self._plain(rows)
         cut = self._template.pieces(rows, sources, self._train_turns)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from kdflow_lab.cache.end import CachingEnd
     from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import TeacherInfo
     from kdflow_lab.losses import PerToken
@@ -89,7 +90,7 @@ def connect(
 
 
 def ask(
-    batches: Sequence[MicroBatch], end: StudentEnd, timeout_s: float | None = None
+    batches: Sequence[MicroBatch], end: StudentEnd | CachingEnd, timeout_s: float | None = None
 ) -> Iterator[tuple[MicroBatch, Tensor]]:
     """Yield each micro-batch with the teacher's rows, dtype[T, Ht] in the ring until the next one.
 
@@ -116,12 +117,19 @@ def row_sums(
         table: That it was packed from.
 
     Returns:
-        Int64[n], response tokens of each row; and Float64[n] for each of `kl`, `ce` (nats) and
-        `agreement` (tokens).
+        Int64[n], response tokens of each row; and Float64[n] for each of `ce` (nats, of all these
+        tokens), `compared` (tokens that the teacher has a row for), and of those `kl` (nats) and
+        `agreement` (tokens). Without a teacher nothing is compared.
     """
     counts = table.response_lengths[np.asarray(batch.data_rows, dtype=np.int64)]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    columns = {"kl": tokens.kd, "ce": tokens.ce, "agreement": tokens.agreement}
+    compared = ~tokens.agreement.isnan()  # and not by kl, which is NaN in a student that diverged
+    columns = {
+        "kl": tokens.kd.where(compared, 0.0),
+        "ce": tokens.ce,
+        "agreement": tokens.agreement.where(compared, 0.0),
+        "compared": compared,
+    }
     return counts, {
         name: np.add.reduceat(values.double().cpu().numpy(), starts)
         for name, values in columns.items()

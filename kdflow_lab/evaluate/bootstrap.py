@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from kdflow_lab.errors import ShapeError
+
+BLOCK = 4_000_000
+"""Counts of drawn rows that are held at once: 32 MB."""
 
 
 class Interval(NamedTuple):
@@ -53,3 +56,38 @@ def paired_interval(
     if a.shape != b.shape:
         raise ShapeError(f"Paired values are {a.shape} and {b.shape}; expected the same rows.")
     return interval(a - b, level=level, samples=samples, seed=seed)
+
+
+def resampled_sums(
+    columns: NDArray[np.float64], *, samples: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Sum columns over rows that are drawn with replacement, again and again.
+
+    Two calls with equally many rows and one seed draw the same rows: their sums are paired. The
+    ratio of two sums is the bootstrap sample of a figure that counts a row by its tokens.
+
+    Args:
+        columns: Float64[rows, columns]; a column with a NaN has no sum.
+        samples: How often.
+        seed: Of the drawing.
+
+    Returns:
+        Float64[samples, columns].
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 10.3 (a ratio of
+    two means over the same units) and chapter 13 (percentile intervals).
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    rows = len(columns)
+    generator = np.random.default_rng(seed)
+    sums = np.empty((samples, columns.shape[1]))
+    block = max(1, min(samples, BLOCK // rows))
+    for start in range(0, samples, block):
+        counts = np.stack(
+            [
+                np.bincount(generator.integers(0, rows, rows), minlength=rows)
+                for _ in range(min(block, samples - start))
+            ]
+        )
+        sums[start : start + len(counts)] = counts.astype(np.float64) @ columns
+    return sums

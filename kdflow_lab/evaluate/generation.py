@@ -59,6 +59,7 @@ def generate(
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
             use_cache=True,
+            synced_gpus=False,  # ranks answer rows of their own, and not equally many
             **sampling,
         )
         for line, row in enumerate(rows):

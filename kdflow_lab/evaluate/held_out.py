@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from kdflow_lab.evaluate.report import perplexity
 from kdflow_lab.evaluate.taught_rows import TaughtRows
 
 if TYPE_CHECKING:
+    from kdflow_lab.cache.end import CachingEnd
     from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import StudentPlace, TeacherInfo
     from kdflow_lab.losses import Head
     from kdflow_lab.student.fsdp import Across, Student
+    from kdflow_lab.transport.student_end import StudentEnd
 
-SUMS = ("kl", "agreement", "ce")
+SUMS = ("kl", "agreement", "ce", "compared")
 
 
 class HeldOut:
@@ -37,6 +40,7 @@ class HeldOut:
         place: StudentPlace,
         timeout_s: float | None = None,
         across: Across | None = None,
+        before: Callable[[StudentEnd], CachingEnd] | None = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -49,7 +53,8 @@ class HeldOut:
             place: This rank's.
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
             across: Compares tokens if the teacher has another tokenizer. Tokens that it cannot
-                compare count 0 in `kl` and `agreement`.
+                compare are left out of `kl` and `agreement`, and `compared` says so.
+            before: Puts a cache before the ring to the teacher; None for none.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
@@ -57,7 +62,9 @@ class HeldOut:
         self._student = student
         self._across = across
         self._teacher_head = None if teacher is None else teacher_head
-        self._rows = TaughtRows(table, teacher=teacher, place=place, timeout_s=timeout_s)
+        self._rows = TaughtRows(
+            table, teacher=teacher, place=place, timeout_s=timeout_s, before=before
+        )
 
     def score(self) -> dict[str, Any]:
         """Score the student as it is now; all ranks call it together and get the same.
@@ -69,6 +76,8 @@ class HeldOut:
             `rows` and `tokens` (response tokens); `kl`, KL(teacher || student), and `ce`, both in
             nats and means over those tokens; `agreement`, the share of them where both top tokens
             are the same; `perplexity`, exp(ce). `kl` and `agreement` are None without a teacher.
+            With a teacher of another tokenizer also `compared`, the share of the tokens that `kl`
+            and `agreement` are means over.
 
         Raises:
             TransportError: The first time: the teacher failed or died.
@@ -84,13 +93,16 @@ class HeldOut:
                 totals += torch.tensor([sums[name].sum() for name in SUMS], dtype=torch.float64)
         dist.all_reduce(totals)
         num_tokens = int(table.response_lengths.sum())
-        kl, agreement, ce = (totals / num_tokens).tolist()
-        taught = self._teacher_head is not None
+        kl, agreement, ce, compared = totals.tolist()
+        ce /= num_tokens
+        taught = self._teacher_head is not None and compared > 0
+        across = {"compared": compared / num_tokens} if self._across is not None else {}
         return {
             "rows": len(table),
             "tokens": num_tokens,
-            "kl": kl if taught else None,
-            "agreement": agreement if taught else None,
+            "kl": kl / compared if taught else None,
+            "agreement": agreement / compared if taught else None,
             "perplexity": math.nan if math.isnan(ce) else perplexity(ce),
             "ce": ce,
+            **across,
         }

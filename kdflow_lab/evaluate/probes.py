@@ -18,14 +18,18 @@ from kdflow_lab.losses import token_statistics
 from kdflow_lab.student.group import share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from kdflow_lab.cache.end import CachingEnd
     from kdflow_lab.data.batches import MicroBatch
     from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import StudentPlace, TeacherInfo
     from kdflow_lab.losses import Head
     from kdflow_lab.rundir import RunDirectory
     from kdflow_lab.student.fsdp import Across, Student
+    from kdflow_lab.transport.student_end import StudentEnd
 
 __all__ = ["Probes", "read"]
 
@@ -48,6 +52,7 @@ class Probes:
         k: int = 10,
         timeout_s: float | None = None,
         across: Across | None = None,
+        before: Callable[[StudentEnd], CachingEnd] | None = None,
     ) -> None:
         """Take the rows; every rank does so.
 
@@ -62,6 +67,7 @@ class Probes:
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
             across: Compares tokens if the teacher has another tokenizer: then of all that compares
                 only `forward_kl` is written, and of response tokens.
+            before: Puts a cache before the ring to the teacher; None for none.
 
         Raises:
             TransportError: There is a teacher, but `place.aside` says not where to ask it.
@@ -72,7 +78,7 @@ class Probes:
         self._k = k
         self._table = table
         asked = every_token(table)
-        meets = {"place": place, "timeout_s": timeout_s}
+        meets = {"place": place, "timeout_s": timeout_s, "before": before}
         self._rows = TaughtRows(asked, teacher=teacher if table.teacher is None else None, **meets)
         self._answers = None
         if table.teacher is not None and teacher is not None:

@@ -1,21 +1,27 @@
-"""Evaluation results: figures with their intervals, by kind and by row, and a table of several."""
+"""The evaluation of one model: its figures, by kind and by row."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kdflow_lab.errors import DataError
+from kdflow_lab import answer_metrics
+from kdflow_lab.errors import ConfigError, DataError, MetricError
+from kdflow_lab.evaluate.figures import (
+    AGREEMENT,
+    BITS_PER_BYTE,
+    COMPARED,
+    EXACT_MATCH,
+    KL,
+    PERPLEXITY,
+    Figure,
+    figures,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FIGURES = ("exact_match", "kl", "agreement", "perplexity")
 
 
 def perplexity(cross_entropy: float) -> float:
@@ -29,27 +35,78 @@ class Evaluation:
 
     Attributes:
         name: Of the model.
-        frame: One line a row of the data: `row`, `kind`, `tokens` (of the reference answers), `kl`,
-            `ce` and `agreement` (summed over those tokens), `correct` (or None), `prompt`,
-            `answer`.
+        frame: One line a row of the data: `row`, `kind`, `tokens` (of the reference answers),
+            `compared` (those of them that the teacher can be compared on: all, with one tokenizer),
+            `bytes` (of the reference answers' text), `kl` and `agreement` (summed over the compared
+            tokens), `ce` (over all), `correct` (or None), `prompt`, `answer`, and a column for each
+            metric.
+        metrics: Names of the metrics that judged the answers besides exact match.
+        data: The rows of the data in the same order, where answers were written.
     """
 
     name: str
     frame: pd.DataFrame
+    metrics: tuple[str, ...] = ()
+    data: tuple[dict[str, Any], ...] | None = field(default=None, repr=False)
 
     @classmethod
     def merge(cls, parts: Iterable[list[dict[str, Any]]], *, name: str) -> Evaluation:
         """Join the ranks' rows.
+
+        Args:
+            parts: Lines of the frame; the row of data itself is in `data`, if it is there.
+            name: Of the model.
 
         Raises:
             DataError: There was no row to evaluate.
         """
         import pandas as pd
 
-        rows = [row for part in parts for row in part]
+        rows = sorted((row for part in parts for row in part), key=lambda row: row["row"])
         if not rows:
             raise DataError("There was no row to evaluate. Look at the split and the data.")
-        return cls(name, pd.DataFrame(rows).sort_values("row", ignore_index=True))
+        known = all("data" in row for row in rows)
+        data = tuple(row["data"] for row in rows) if known else None
+        lines = [{key: row[key] for key in row if key != "data"} for row in rows]
+        return cls(name, pd.DataFrame(lines), data=data)
+
+    def judge(self, metric: Any) -> Evaluation:
+        """Judge the answers by further metrics; nothing is asked of any model.
+
+        Args:
+            metric: As in `Lab.evaluate`.
+
+        Returns:
+            Another evaluation with the metrics' columns; one of the same name is replaced.
+
+        Raises:
+            ConfigError: A metric is unknown or cannot take an answer and a row.
+            MetricError: It failed on a row, or returned no number; `error.evaluation` holds the
+                evaluation with the metrics before it.
+        """
+        found = answer_metrics.asked_for(metric)
+        missing = self.frame["answer"].isna().tolist()  # pandas may keep None as NaN
+        if found and (self.data is None or all(missing)):
+            raise ConfigError(
+                f"{self.name} wrote no answers that {', '.join(found)} could judge. Evaluate rows "
+                "with messages or prompts, and generate=True."
+            )
+        judged = self
+        answers = [
+            None if gone else str(one)
+            for one, gone in zip(self.frame["answer"], missing, strict=True)
+        ]
+        for name, function in found.items():
+            numbers = [int(row) for row in self.frame["row"]]
+            try:
+                values = answer_metrics.apply(name, function, answers, self.data or (), numbers)
+            except MetricError as error:
+                error.evaluation = judged
+                raise
+            names = (*(one for one in judged.metrics if one != name), name)
+            frame = judged.frame.assign(**{name: values})
+            judged = Evaluation(self.name, frame, names, self.data)
+        return judged
 
     @property
     def rows(self) -> int:
@@ -59,94 +116,86 @@ class Evaluation:
     @property
     def exact_match(self) -> float:
         """Share of rows answered right; NaN if nothing was generated."""
-        correct = self.frame["correct"].to_numpy(dtype=float)  # None becomes NaN
-        judged = correct[~np.isnan(correct)]
-        return float(judged.mean()) if len(judged) else math.nan
+        return self._value(EXACT_MATCH)
 
     @property
     def kl(self) -> float:
-        """KL(teacher || model) in nats, mean over the reference answers' tokens."""
-        return self._total("kl") / self._total("tokens")
+        """KL(teacher || model) in nats, mean over the reference answers' compared tokens."""
+        return self._value(KL)
 
     @property
     def agreement(self) -> float:
-        """Share of the reference answers' tokens where both models' top token is the same."""
-        return self._total("agreement") / self._total("tokens")
+        """Share of the compared tokens where both models' top token is the same."""
+        return self._value(AGREEMENT)
 
     @property
     def perplexity(self) -> float:
-        """Exp of the mean cross-entropy of the reference answers' tokens."""
-        return perplexity(self._total("ce") / self._total("tokens"))
+        """Exp of the mean cross-entropy of the reference answers' tokens.
 
-    def _total(self, column: str) -> float:
-        return float(self.frame[column].to_numpy(dtype=float).sum())
+        Those of two tokenizers do not compare: see `bits_per_byte`.
+        """
+        return self._value(PERPLEXITY)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Cross-entropy of the reference answers in bits, divided by the bytes of their UTF-8 text.
+
+        It compares models of any tokenizers. What ends an answer costs bits and has no bytes.
+
+        Source: The Pile, arXiv:2101.00027, section 3.1 (equation for BPB).
+        """
+        return self._value(BITS_PER_BYTE)
+
+    @property
+    def compared(self) -> float:
+        """Share of the reference answers' tokens that teacher and model are compared on.
+
+        1 with one tokenizer; across tokenizers some tokens have no counterpart.
+        """
+        return 1.0 if "compared" not in self.frame else self._value(COMPARED)
+
+    @property
+    def across(self) -> bool:
+        """Whether some tokens could not be compared: teacher and model have two tokenizers."""
+        return self.compared < 1.0
+
+    def _value(self, figure: Figure) -> float:
+        above, below = figure.terms(self.frame)
+        return float(figure.of(above.sum(), below.sum()))
 
     @property
     def by_kind(self) -> pd.DataFrame:
-        """Exact match, KL and agreement of each kind of row."""
+        """All figures of each kind of row."""
         import pandas as pd
 
         lines = {
-            kind: Evaluation(self.name, frame).to_dict()
+            kind: Evaluation(self.name, frame, self.metrics).to_dict()
             for kind, frame in self.frame.groupby("kind")
         }
         return pd.DataFrame.from_dict(lines, orient="index")
 
     def to_dict(self) -> dict[str, float]:
-        """The four figures and the number of rows."""
-        return {"rows": self.rows, **{name: getattr(self, name) for name in FIGURES}}
+        """The figures and the number of rows."""
+        return {"rows": self.rows, **{one.name: self._value(one) for one in self.figures}}
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What is shown of it."""
+        return figures(self.metrics, across=self.across)
 
     def __repr__(self) -> str:
         """The figures in one line."""
-        figures = "  ".join(f"{name} {_shown(name, getattr(self, name))}" for name in FIGURES)
-        return f"{self.name} ({self.rows} rows): {figures}"
+        shown = "  ".join(f"{one.name} {one.text(self._value(one))}" for one in self.figures)
+        return f"{self.name} ({self.rows} rows): {shown}"
 
     def _repr_html_(self) -> str:
+        from kdflow_lab.evaluate.table import EvaluationTable
+
         return EvaluationTable([self])._repr_html_()
 
 
-class EvaluationTable:
-    """Several evaluations under each other, for a notebook or a terminal."""
-
-    def __init__(self, evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
-        """Take evaluations and, if wished, other names for them."""
-        self.evaluations = list(evaluations)
-        self.names = list(names) or [evaluation.name for evaluation in evaluations]
-
-    def _cells(self) -> list[list[str]]:
-        return [
-            [name, str(one.rows), *(_shown(figure, getattr(one, figure)) for figure in FIGURES)]
-            for name, one in zip(self.names, self.evaluations, strict=True)
-        ]
-
-    def __repr__(self) -> str:
-        """Aligned columns."""
-        table = [list(HEADINGS), *self._cells()]
-        widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in table
-        )
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-            for line in self._cells()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-HEADINGS = ("model", "rows", "exact match", "KL to teacher (nats)", "top-1 agreement", "perplexity")
-
-
-def _shown(figure: str, value: float) -> str:
-    """A figure as people read it."""
-    if math.isnan(value):
-        return "-"
-    if figure in ("exact_match", "agreement"):
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
+def same_rows(evaluations: Sequence[Evaluation]) -> bool:
+    """Tell whether all are of the very same rows: numbers, kinds and prompts."""
+    columns = ["row", "kind", "prompt"]
+    first = evaluations[0].frame[columns]
+    return all(first.equals(one.frame[columns]) for one in evaluations[1:])

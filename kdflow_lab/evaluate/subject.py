@@ -18,11 +18,12 @@ from kdflow_lab.align.vocabulary import TokenizerPair
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
 from kdflow_lab.data import sources
 from kdflow_lab.data.both import tokenize_for_both
-from kdflow_lab.data.prompts import prompts, references, with_answer
+from kdflow_lab.data.prompts import prompts, with_answer
 from kdflow_lab.data.table import TokenTable
 from kdflow_lab.errors import DataError
 from kdflow_lab.evaluate.batches import ask, batches_of, connect, row_sums, share_of
 from kdflow_lab.evaluate.generation import generate, stop_ids
+from kdflow_lab.evaluate.row import data_of, is_right, response_bytes
 from kdflow_lab.load import load_model, load_tokenizer
 from kdflow_lab.losses import Head
 from kdflow_lab.rundir import RunDirectory
@@ -90,7 +91,8 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
         on_progress: Called with (parts done, parts in all) of this rank.
 
     Returns:
-        The lines of `Evaluation.frame`.
+        The lines of `Evaluation.frame`; where the model wrote answers, each with its row of data in
+        `data`.
 
     Raises:
         DataError: No row can be scored.
@@ -127,6 +129,7 @@ def score(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
             "row": int(table.row_index[row]),
             **lines[row],
             **_judged(subject.dataset[int(table.row_index[row])], answers[row]),
+            **({"data": data_of(subject.dataset[int(table.row_index[row])])} if asks else {}),
         }
         for row in mine
     ]
@@ -170,7 +173,7 @@ def write(job: SubjectJob, on_progress: Progress) -> list[dict[str, Any]]:
 def _score_rows(
     subject: _Subject, job: SubjectJob, table: TokenTable, pair: TokenizerPair | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield this rank's rows with the sums of kl, ce and agreement over their response tokens."""
+    """Yield this rank's rows with the sums of `row_sums` over their response tokens."""
     head, teacher_head = heads_of(subject, job, pair)
     across = make_across(pair, head.width, teacher_head.width)
     for batch, hidden, teacher_hidden in hidden_of_both(subject, job, table):
@@ -297,9 +300,10 @@ def _judged(row: dict[str, Any], answer: str | None) -> dict[str, Any]:
     asked = [one["content"] for one in row.get("messages") or [] if one["role"] == "user"]
     correct = None
     if answer is not None:
-        correct = answer.strip() in [text.strip() for text in references(row)]
+        correct = is_right(row, answer)
     return {
         "kind": row.get("kind") or "all",
+        "bytes": response_bytes(row),
         "prompt": asked[-1] if asked else row.get("prompt"),
         "answer": answer,
         "correct": correct,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from kdflow_lab.errors import TransportError
@@ -12,9 +12,11 @@ from kdflow_lab.student.group import gather
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdflow_lab.cache.end import CachingEnd
     from kdflow_lab.data.batches import MicroBatch
     from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import StudentPlace, TeacherInfo
+    from kdflow_lab.transport.student_end import StudentEnd
 
 
 class TaughtRows:
@@ -33,6 +35,7 @@ class TaughtRows:
         teacher: TeacherInfo | None,
         place: StudentPlace,
         timeout_s: float | None = None,
+        before: Callable[[StudentEnd], CachingEnd] | None = None,
     ) -> None:
         """Cut the rows; nobody is asked yet.
 
@@ -41,6 +44,7 @@ class TaughtRows:
             teacher: None for rows without a teacher.
             place: This rank's; with a teacher, it must have the meeting point `aside`.
             timeout_s: How long to wait for an answer of the teacher; None as long as it lives.
+            before: Puts a cache before the ring; None asks the teacher for everything.
 
         Raises:
             TransportError: There is a teacher, but nowhere to meet it.
@@ -55,6 +59,7 @@ class TaughtRows:
         self._teacher = teacher
         self._place = place
         self._timeout_s = timeout_s
+        self._before = before
         self._hidden: list[Tensor] | None = None
 
     def __iter__(self) -> Iterator[tuple[MicroBatch, Tensor | None]]:
@@ -97,5 +102,5 @@ class TaughtRows:
             if end is not None:
                 end.abandon()  # a session of some ranks only must not go on
             raise TransportError(f"Held-out rows cannot be scored. {' '.join(problems)}")
-        with end:
-            return [rows.clone() for _, rows in ask(self.batches, end, self._timeout_s)]
+        with end if self._before is None else self._before(end) as asked:
+            return [rows.clone() for _, rows in ask(self.batches, asked, self._timeout_s)]

@@ -20,6 +20,8 @@ CPU_BUDGET_BYTES = 360_000_000
 """What `chunk_tokens="auto"` may hold beside the gradients: at 151,936 ids and float32 that is 256
 rows, and the matrix products of 256 rows or more run near their peak rate."""
 GPU_BUDGET_BYTES = 1_500_000_000
+CPU_MOST_ROWS = 512
+"""Rows of a chunk of `auto` on a CPU: more make no product faster, and only take memory."""
 CPU_BLOCK_ELEMENTS = 1 << 20
 """Of one tensor of a block: 4 MiB in float32, so that a handful stay in the last-level cache."""
 GPU_BLOCK_ELEMENTS = 1 << 23
@@ -91,6 +93,8 @@ def plan(
     block_bytes = block_tokens * width * element_bytes * temporaries
     left = budget - RESERVED_BYTES - min(extra_bytes, budget // 8) - block_bytes
     most = max(block_tokens, left // max(1, row_bytes))
+    if on_cpu:
+        most = max(block_tokens, min(most, CPU_MOST_ROWS))
     num_chunks = max(1, -(-num_tokens // most))
     even = -(-num_tokens // num_chunks)
     rounded = -(-even // MULTIPLE) * MULTIPLE

@@ -36,6 +36,15 @@ class Adapter:
             hidden_TH = F.dropout(hidden_TH, self.dropout)
         return F.linear(hidden_TH, self.a.to(hidden_TH.dtype))
 
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Merge it into the weight it adapts: `W + B A` in float32, in the weight's dtype.
+
+        Args:
+            weight: Float[rows, H], the rows that `b` has.
+        """
+        merged = weight.detach().float() + self.b.detach().float() @ self.a.detach().float()
+        return merged.to(weight.dtype)
+
     def to(self, device: torch.device | str) -> Adapter:
         """Return the same adapter on another device."""
         return Adapter(self.a.to(device), self.b.to(device), self.dropout)

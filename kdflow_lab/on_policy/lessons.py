@@ -109,6 +109,8 @@ class WrittenLessons:
             world_size=1,
             micro_batch_tokens=int(prompts.longest.max()) + 1,
             seed=config.seed,
+            sources=prompts.student.source,
+            weights=config.weights,
         )
         self.steps_per_epoch = len(prompts) / asked * config.steps_per_rollout
         self.sizes = self._sizes()
@@ -304,6 +306,12 @@ class WrittenLessons:
         samples = self.pinned(rows, step)
         if self._journal is not None:
             self._journal.pinned(step, rows, samples)
+
+    def state(self, step: int) -> None:
+        """See `Lessons.state`: nothing."""
+
+    def begin(self, step: int, state: dict[str, Any] | None) -> None:
+        """See `Lessons.begin`."""
 
     def of_step(self, step: int) -> list[tuple[int, Sample]]:
         """Return the answers that a step learnt from, in its table's order: prompt and sample."""

@@ -111,7 +111,6 @@ class Watch:
             kl = self._across.per_token(
                 student_hidden, student_head, teacher_hidden, teacher_head, labels, pairing
             ).kd
-            kl = kl.masked_fill(kl == 0, torch.nan)  # exactly 0: a token without a row
             begins, same = _counterparts(pairing)
         seen = Seen(
             data_rows=batch.data_rows[:left],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdflow_lab.errors import ModelError
-from kdflow_lab.load import check_fit, load_model, put_weights
+from kdflow_lab.load import check_fit, load_model, put_weights, tie_again
 from kdflow_lab.rollout.decode import Decoder
 from kdflow_lab.teacher.transformers import own_dtype
 from kdflow_lab.transport.segment import NO_VERSION
@@ -59,6 +59,7 @@ class TransformersRollout:
 
     def weights(self, segment: WeightSegment) -> None:
         """See `RolloutBackend.weights`."""
+        tie_again(self._model, segment)
         check_fit(self._model, segment, whose="rollout engine")
         self._segment, old = segment, self._segment
         if old is not None:

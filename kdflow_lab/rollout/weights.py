@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdflow_lab.errors import ModelError
-from kdflow_lab.losses._lora import adapter_of
+from kdflow_lab.losses._lora import Adapter, adapter_of
 from kdflow_lab.transport.segment import NO_VERSION, Entry, WeightSegment, laid_out
 
 BUCKET_BYTES = 64 << 20
@@ -249,7 +249,7 @@ def merged(source: Source, local: Tensor) -> Tensor:
         a = a.full_tensor()  # type: ignore[attr-defined]
     if hasattr(b, "to_local"):
         b = b.to_local()  # type: ignore[attr-defined]
-    return (local.float() + b.float() @ a.float()).to(local.dtype)
+    return Adapter(a, b).added_to(local)
 
 
 def _gather(pieces: list[_Piece], dtype: torch.dtype) -> None:

@@ -1,11 +1,11 @@
 """Checkpoints of a run by torch.distributed.checkpoint: all that the next step depends on.
 
-`checkpoints/<step>/` holds the sharded weights and the optimizer's state, the random state of every
-rank, what the algorithm keeps, the weights of a teacher that follows, and `state.json`: the step
-(which is the place in the data, since the data plan is a function of it) and the size of every
-file. The folder is written under another name, brought to the disk, and renamed when it is whole. A
-file that is missing or shorter than `state.json` says marks a damaged checkpoint, which is not
-taken (`kdflow_lab.checkpoints`).
+`checkpoints/<step>/` holds the sharded weights that are trained (of a LoRA student its adapters),
+the optimizer's state, the random state of every rank, what the algorithm keeps, the weights of a
+teacher that follows, and `state.json`: the step (which is the place in the data, since the data
+plan is a function of it) and the size of every file. The folder is written under another name,
+brought to the disk, and renamed when it is whole. A file that is missing or shorter than
+`state.json` says marks a damaged checkpoint, which is not taken (`kdflow_lab.checkpoints`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -35,6 +36,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from kdflow_lab.checkpoints import STATE, read_state
 from kdflow_lab.errors import RunError
+from kdflow_lab.student.base import check_mark
 from kdflow_lab.student.group import is_broken, share
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ def save(
             dcp_save(state, checkpoint_id=unfinished)
         if leader:
             known = {"step": step, "ranks": _world(), "device": device, "moments": moments}
+            if base := getattr(model, "base_mark", None):
+                known["base"] = base
             known |= fields
             problem = _finish(unfinished, path, known)
         _raise(share(problem), step)
@@ -141,9 +145,10 @@ def load(
         What `state.json` says.
 
     Raises:
-        RunError: It cannot be read, or is of another model.
+        RunError: It cannot be read, or is of another model, or its adapters are for other weights.
     """
     saved = read_state(path)
+    check_mark(saved.get("base"), getattr(model, "base_mark", None), path)
     moments = saved.get("moments", True)
     if "teacher_version" not in saved:
         teacher = None
@@ -160,15 +165,17 @@ def load(
         if is_broken(error):
             raise
         raise not_read(path, error) from error
+    without_frozen = StateDictOptions(strict=False)
     if moments:
         set_state_dict(
             model,
             optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
+            options=without_frozen,
         )
     else:
-        set_model_state_dict(model, state["model"])
+        set_model_state_dict(model, state["model"], options=without_frozen)
     if same_place:
         _restore_random_state(state[mine])
     else:
@@ -200,6 +207,10 @@ def _state_of(
     else:
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments}
+    # What is frozen is the model that the run started from, under each of its names.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state["model"].pop(name, None)
     if algorithm:
         state["algorithm"] = algorithm
     if teacher:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdflow_lab.cache.end import CachingEnd
 from kdflow_lab.transport.messages import Kind
 
 if TYPE_CHECKING:
+    from kdflow_lab.cache.end import CachedRows
     from kdflow_lab.data.batches import MicroBatch
     from kdflow_lab.transport.student_end import HiddenRows, StudentEnd
 
@@ -27,11 +29,12 @@ class TeacherFeed:
     def __init__(
         self,
         batches: Iterator[MicroBatch | None],
-        end: StudentEnd | None,
+        end: StudentEnd | CachingEnd | None,
         *,
         ahead: bool = True,
         timeout_s: float | None = None,
         phase: int | None = None,
+        threads: tuple[int, int] | None = None,
     ) -> None:
         """Take the micro-batches in the plan's order; nothing is sent before the first `next`.
 
@@ -44,11 +47,14 @@ class TeacherFeed:
             phase: Micro-batches that are asked for together, when all before are used; at most as
                 many as the ring has slots. The teacher sleeps while they are used. None does not
                 take turns.
+            threads: CPU threads of this thread's matrix products while the teacher works beside,
+                and while it rests because the cache has all that it would be asked for.
         """
         self._batches = batches
         self._end = end
         self._ahead = ahead
         self._phase = phase
+        self._threads = threads
         self._timeout_s = timeout_s if phase is None or timeout_s is None else phase * timeout_s
         self._sent: deque[MicroBatch] = deque()
         self.wait_s = 0.0
@@ -56,7 +62,7 @@ class TeacherFeed:
         self.teacher_s = 0.0
         """Seconds the teacher computed for what was received since the last `take_times`."""
 
-    def next(self) -> tuple[MicroBatch, HiddenRows | None]:
+    def next(self) -> tuple[MicroBatch, HiddenRows | CachedRows | None]:
         """Return the next micro-batch; release its rows right after the loss.
 
         Raises:
@@ -78,6 +84,9 @@ class TeacherFeed:
         rows = self._end.receive(self._timeout_s)
         self.wait_s += time.perf_counter() - start
         self.teacher_s += rows.teacher_s
+        if self._threads is not None and isinstance(self._end, CachingEnd):
+            beside, alone = self._threads
+            torch.set_num_threads(alone if self._end.teacher_rests else beside)
         return self._sent.popleft(), rows
 
     def refill(self) -> None:
@@ -104,7 +113,7 @@ class TeacherFeed:
         for number, batch in enumerate(batches, 1):
             self._ask(self._end, batch, Kind.PHASE if number == len(batches) else Kind.HOLD)
 
-    def _ask(self, end: StudentEnd, batch: MicroBatch, kind: Kind) -> None:
+    def _ask(self, end: StudentEnd | CachingEnd, batch: MicroBatch, kind: Kind) -> None:
         end.submit(
             step=batch.step,
             index=batch.index,

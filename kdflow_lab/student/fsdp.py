@@ -22,8 +22,11 @@ from torch.distributed.fsdp import (
 )
 
 from kdflow_lab.attention import decode, use_packed_attention, why_not_packed
+from kdflow_lab.errors import ConfigError
 from kdflow_lab.load import load_model
 from kdflow_lab.losses import Head, LossOutput, PerToken, per_token
+from kdflow_lab.student.base import mark_of
+from kdflow_lab.student.lora import Lora, about_head, adapt
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -87,12 +90,18 @@ class Student:
 
         Args:
             path: Folder or hub id of the model that the run starts from.
-            config: `precision`, `packing` and `activation_checkpointing` are read here.
+            config: `precision`, `packing`, `activation_checkpointing`, `seed` and `lora_*` are read
+                here.
             mesh: One-dimensional; its size is the number of students.
             vocab_size: Ids of the head that exist on both sides; None keeps all.
             trust_remote_code: Passed on to `transformers`.
             beside: Gets the student's head while it is whole; makes a module that is trained as a
                 part of the student, or None (`Algorithm.beside`).
+
+        Raises:
+            ModelError: The model cannot be loaded.
+            ConfigError: Its layers are not those that `lora_target_modules` names, or PEFT is
+                missing.
         """
         self.device = torch.device(mesh.device_type)
         self.watch: Watch | None = None
@@ -103,8 +112,22 @@ class Student:
         model.train()
         self.why_padded = why_not_packed(model) if config.packing else "packing is off"
         """Why rows are padded; empty if they are packed."""
+        self.own_attention: str = model.config._attn_implementation
+        """What the model attends with where rows are not packed, as when it generates."""
         if not self.why_padded:
             use_packed_attention(model)
+        self.about_head = ""
+        """What a user should know of the student's head; empty if nothing."""
+        if (lora := Lora.of(config.model_dump())) is not None:
+            model.base_mark = mark_of(model)
+            adapt(model, lora, seed=config.seed)
+            self.about_head = about_head(model)
+            if self.about_head and config.teacher_update_every is not None:
+                raise ConfigError(
+                    "teacher_update_every gives the teacher the student's weights, and the "
+                    "teacher's head is tied to its embeddings: it has no place for an adapted one. "
+                    "Leave the head out of lora_target_modules, or teacher_update_every."
+                )
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.pad_id = model.config.pad_token_id or 0
@@ -231,7 +254,8 @@ class Student:
             across: Compares the tokens of two tokenizers; None if there is one.
 
         Returns:
-            Float[T] each: KL(teacher || student) and cross-entropy in nats, and agreement (0 or 1).
+            Float[T] each: KL(teacher || student) and cross-entropy in nats, and agreement (0 or 1);
+            the first and the last are NaN where there is nothing to compare with.
         """
 
         def at(student_hidden: Tensor, student_head: Head) -> PerToken:
@@ -257,6 +281,7 @@ class Student:
             "dtensors": len(sharded),
             "local_elements": sum(p.to_local().numel() for p in sharded),
             "total_elements": sum(p.numel() for p in parameters),
+            "trainable_elements": sum(p.numel() for p in parameters if p.requires_grad),
             "rank": dist.get_rank(),
         }
 

@@ -35,7 +35,9 @@ def make_optimizer(
     ]
     if own:
         groups.append({"params": own, "weight_decay": 0.0, "own_lr": beside_lr})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    groups = [group for group in groups if group["params"]]  # adapters are no vectors
+    # fused: one pass over each parameter, without the copies of all of them that `foreach` makes
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, config: DistillConfig) -> None:

@@ -130,7 +130,8 @@ def _answers(
     """
     answers: list[tuple[Request, float | str]] = []
     try:
-        if teacher.asleep:
+        asked = any(request.num_tokens for requests in waiting for request in requests)
+        if teacher.asleep and asked:  # a cache may have it all
             teacher.wake()
         for requests in waiting:
             seconds_per_token = 0.0
@@ -140,7 +141,7 @@ def _answers(
                 seconds = time.perf_counter() - start
                 seconds_per_token = seconds / sum(request.num_tokens for request in wanted)
             answers += [(one, seconds_per_token * one.num_tokens) for one in requests]
-        if sleeps:
+        if sleeps and not teacher.asleep:
             teacher.sleep()
     except Exception as error:
         why = f"{type(error).__name__}: {error}"

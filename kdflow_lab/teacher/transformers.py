@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,10 @@ from kdflow_lab.transport.segment import NO_VERSION
 if TYPE_CHECKING:
     from kdflow_lab.transport.request import Request
     from kdflow_lab.transport.segment import WeightSegment
+
+PIECE_TOKENS = 512
+"""Tokens that are run at once on a CPU: no product is faster with more, and what the layers make on
+the way is as large as the tokens are many."""
 
 
 class TransformersTeacher:
@@ -185,14 +189,38 @@ class TransformersTeacher:
             rows: Int32[T], positions in [0, S) whose hidden states are wanted.
             out: dtype[T, H], on any device.
         """
-        hidden = decode(
-            self._decoder,
-            input_ids.to(self.device),
-            cu_seqlens,
-            packed=not self.why_padded,
-            pad_id=self._pad_id,
-        )
-        write_rows(hidden, rows, out)  # the one write
+        ends = cu_seqlens.tolist()
+        most = PIECE_TOKENS
+        if self.device.type != "cpu" or self.why_padded or bool((rows[1:] < rows[:-1]).any()):
+            most = ends[-1]  # all at once; unsorted rows of a piece are no range of `out`
+        done = 0
+        for first, last in pieces(ends, most):
+            start, stop = ends[first], ends[last]
+            wanted = rows if most == ends[-1] else rows[done : int((rows < stop).sum())]
+            hidden = decode(
+                self._decoder,
+                input_ids[start:stop].to(self.device),
+                cu_seqlens[first : last + 1] - start,
+                packed=not self.why_padded,
+                pad_id=self._pad_id,
+            )
+            # the one write
+            write_rows(hidden, wanted - start, out[done : done + len(wanted)])
+            done += len(wanted)
+
+
+def pieces(ends: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose tokens are at most `most`, or that are one row.
+
+    Args:
+        ends: Where each row starts, and the tokens of all.
+        most: Tokens of a piece.
+    """
+    first = 0
+    for row in range(1, len(ends)):
+        if row == len(ends) - 1 or ends[row + 1] - ends[first] > most:
+            yield first, row
+            first = row
 
 
 def own_dtype(path: str, device: torch.device) -> torch.dtype:

@@ -36,6 +36,11 @@ def advice(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> s
         if worst == "for_teacher":
             return _for_teacher(students, teacher, config, lab)
         return (_for_answers if worst == "for_answers" else _for_weights)(students, config)
+    if last[-1].get("cached") == 1.0:
+        return (
+            "The teacher rests: all its hidden states come from the cache. Only more students or "
+            "threads would be faster now."
+        )
     if idle(teacher) >= MOSTLY:
         count = int(lab.get("students") or 1)
         return (

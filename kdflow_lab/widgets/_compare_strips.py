@@ -96,9 +96,10 @@ def _about(found: Probes, row: int, start: int, end: int) -> str:
     data_row = int(found.seen[0].inspection.arrays["row_index"][row])
     if not len(trained):
         return f"row {data_row}: no trained token"
-    means = [float(np.mean(kl)) for kl in found.kl[:, trained]]
+    known = [kl[~np.isnan(kl)] for kl in found.kl[:, trained]]  # across tokenizers not of all
+    means = [f"{kl.mean():.3f}" if len(kl) else _number(np.nan) for kl in known]
     return (
-        f"row {data_row}: mean KL {' / '.join(f'{mean:.3f}' for mean in means)}; other token "
+        f"row {data_row}: mean KL {' / '.join(means)}; other token "
         f"expected most at {int(found.differs[trained].sum()):,} of {len(trained):,}"
     )
 

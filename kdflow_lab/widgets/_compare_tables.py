@@ -57,16 +57,19 @@ def evaluations(data: Compared) -> Table:
         next((event for event in reversed(run.run.events) if event["event"] == "evaluated"), {})
         for run in data.runs
     ]
-    headings = ("run", "at step", "KL [nats]", "agreement", "CE [nats]", "perplexity", "rows")
+    headings = ["run", "at step", "KL [nats]", "agreement", "CE [nats]", "perplexity", "rows"]
+    answered = any(event.get("exact_match") is not None for event in newest)
+    headings += ["exact match"] if answered else []
     rows = [
         (
             Cell(run.label, run.look),
             Cell(_shown(_number(event, "step", math.nan), ",.0f")),
             Cell(_shown(_number(event, "kl", math.nan))),
-            Cell(_shown(100 * _number(event, "agreement", math.nan), ".1f", " %")),
+            Cell(_share(event, "agreement")),
             Cell(_shown(_number(event, "ce", math.nan))),
             Cell(_shown(_number(event, "perplexity", math.nan))),
             Cell(_shown(_number(event, "rows", math.nan), ",.0f")),
+            *([Cell(_share(event, "exact_match"))] if answered else []),
         )
         for run, event in zip(data.runs, newest, strict=True)
     ]
@@ -76,6 +79,10 @@ def evaluations(data: Compared) -> Table:
         rows if any(newest) else [],
         numbers_from=1,
     )
+
+
+def _share(record: Mapping[str, Any], key: str) -> str:
+    return _shown(100 * _number(record, key, math.nan), ".1f", " %")
 
 
 def _number(record: Mapping[str, Any], key: str, otherwise: float) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdflow_lab import processes
+from kdflow_lab.units import size
 
 ORDER = ("supervisor", "controller", "teacher", "student", "rollout", "others")
 
@@ -86,11 +87,6 @@ def gpu_bytes(
 def words(uses: Iterable[Use]) -> str:
     """One line, such as `supervisor 51 MB · teacher 310 MB`."""
     return " · ".join(f"{use.role} {size(use.pss_bytes)}" for use in uses)
-
-
-def size(count: int) -> str:
-    """Write a number of bytes as people do, in powers of 1000."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _supervisor(events: Sequence[Mapping[str, Any]]) -> int | None:

@@ -13,8 +13,9 @@ from typing import Any
 import anywidget
 import traitlets
 
+from kdflow_lab.units import size
 from kdflow_lab.widgets import esm
-from kdflow_lab.widgets._memory import gpu_bytes, memory, size
+from kdflow_lab.widgets._memory import gpu_bytes, memory
 from kdflow_lab.widgets._news import news
 
 EVERY_S = 2.0

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from kdflow_lab.progress import summary
 from kdflow_lab.rundir import ENDED
+from kdflow_lab.units import size
 from kdflow_lab.widgets._advice import advice
-from kdflow_lab.widgets._memory import gpu_bytes, memory, size, words
+from kdflow_lab.widgets._memory import gpu_bytes, memory, words
 from kdflow_lab.widgets._news import news
 from kdflow_lab.widgets._timeline import phase_words, timeline
 from kdflow_lab.widgets._timeline import words as idle_words

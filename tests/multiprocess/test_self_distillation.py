@@ -135,6 +135,18 @@ def test_a_teacher_that_is_the_student_never_differs(itself: kd.Lab, on_policy: 
     _is_its_old_self(itself)
 
 
+def test_a_lora_student_gives_its_teacher_the_merged_weights(itself: kd.Lab) -> None:
+    run = itself.distill(**MIRROR, lora_r=8).wait(60)
+    assert_whole(run)
+    assert max(_column(run, "kd")) < 1e-6
+    assert run.records[-1]["ce"] < run.records[0]["ce"] - 0.05
+
+    with_head = {**MIRROR, "lora_r": 8, "lora_target_modules": ["all-linear", "lm_head"]}
+    with pytest.raises(RunError, match="it has no place for an adapted one"):
+        itself.distill(**with_head).wait(60)
+    _is_its_old_self(itself)
+
+
 def test_on_policy_one_step_stale_asks_for_nothing_across_an_update(itself: kd.Lab) -> None:
     # on-policy, the depth also decides into how many micro-batches a step is cut: not so here
     options = {

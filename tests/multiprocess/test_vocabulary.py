@@ -91,10 +91,12 @@ def test_a_run_across_tokenizers_says_what_it_compares(across: kd.Lab) -> None:
     assert (run.metrics["one_to_one"].to_numpy() < 1).all()
     # the zoo's tokenizers cut blanks differently
     assert (run.metrics["whitespace"].to_numpy() > 0).any()
-    scored = [event["kl"] for event in run.events if event["event"] == "evaluated"]
-    assert scored[-1] < scored[0]
-    after = across.evaluate(rows=16, model=run, generate=False)
-    assert after.kl > 0 and 0 < after.agreement < 1
+    scored = [event for event in run.events if event["event"] == "evaluated"]
+    assert scored[-1]["kl"] < scored[0]["kl"]
+    after = across.evaluate(rows=16, seed=43, model=run, generate=False)
+    for figure in ("kl", "agreement", "compared", "perplexity"):
+        assert scored[-1][figure] == pytest.approx(getattr(after, figure), rel=1e-5)
+    assert after.kl > 0 and 0 < after.agreement < 1 and 0.8 < after.compared < 1
 
 
 def test_probes_across_tokenizers_compare_the_answers(across: kd.Lab) -> None:
@@ -108,7 +110,10 @@ def test_probes_across_tokenizers_compare_the_answers(across: kd.Lab) -> None:
     arrays = read(sorted((run.path / "probes").glob("*.safetensors"))[-1])
     answers = arrays["response"]
     assert np.isnan(arrays["forward_kl"][~answers]).all()
-    assert (arrays["forward_kl"][answers] >= 0).all() and arrays["forward_kl"][answers].max() > 0
+    kl = arrays["forward_kl"][answers]
+    compared = ~np.isnan(kl)
+    assert (kl[compared] >= 0).all() and kl[compared].max() > 0
+    assert 0 < compared.mean() < 1  # some tokens of the answers have no counterpart
     assert "teacher_logprob" not in arrays and len(arrays["student_logprob"]) == len(answers)
 
 
@@ -120,7 +125,9 @@ def test_an_inspection_across_tokenizers_compares_the_answers(across: kd.Lab) ->
     answers, kl = found.arrays["response"], found.values("forward_kl")
     assert np.isnan(kl[~answers]).all() and (~answers).any()
     scored = across.evaluate("zoo/tasks", rows=6, generate=False)
-    assert kl[answers].mean() == pytest.approx(scored.kl, rel=1e-5)
+    assert np.nanmean(kl[answers]) == pytest.approx(scored.kl, rel=1e-5)
+    assert (~np.isnan(kl[answers])).mean() == pytest.approx(scored.compared)
+    assert scored.across and scored.bits_per_byte > 0 and "bits_per_byte" in repr(scored)
     # sampled tokens have no counterparts, and that is said
     row = found.rows[0]
     sample = {"prompt_ids": row.ids[:-3], "ids": row.ids[-3:]}

@@ -242,17 +242,20 @@ def test_export_takes_one_word_for_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     seen: list[tuple[str, str, int | None]] = []
+    adapters: list[bool] = []
 
-    def export(self: Run, path: str, *, step: int | None = None) -> Path:
+    def export(self: Run, path: str, *, step: int | None = None, adapter: bool = False) -> Path:
         seen.append((self.name, path, step))
+        adapters.append(adapter)
         return Path(path)
 
     monkeypatch.setattr(Run, "export", export)
     write_run(tmp_path / "a")
     assert cli.main(["export", "out"]) == 0
     assert cli.main(["export", "a", "out2"]) == 0
-    assert cli.main(["export", "a@20", "out3"]) == 0
+    assert cli.main(["export", "a@20", "out3", "--adapter"]) == 0
     assert seen == [("a", "out", None), ("a", "out2", None), ("a", "out3", 20)]
+    assert adapters == [False, False, True]
     assert capsys.readouterr().out == "out\nout2\nout3\n"
 
 

@@ -64,6 +64,18 @@ def test_flag_leaves_a_word_that_is_no_truth_to_the_arguments() -> None:
     assert _parse("--force mine", command) == {"force": True, "run": "mine"}
 
 
+def test_last_argument_may_stand_several_times() -> None:
+    command = Command(
+        name="x",
+        summary="",
+        call=lambda session, given: None,
+        arguments=(Option(name="run", many=True),),
+        options=lambda: [Option(name="rows", kind="value")],
+    )
+    assert _parse("a --rows 3 b run=c", command) == {"run": ["a", "b", "c"], "rows": 3}
+    assert _parse("", command) == {}
+
+
 @pytest.mark.parametrize("line", ["no_packing=true", "--no-packing=false", "no_packing=false"])
 def test_negated_flag_with_a_value_is_refused(line: str) -> None:
     with pytest.raises(ConfigError, match=r"--no-packing takes no value: packing=false"):

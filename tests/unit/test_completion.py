@@ -45,8 +45,9 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
         ("distill nothing=", "", []),
         ("stop ", "", ["latest", "new", "old", "dir="]),
         ("stop o", "o", ["old"]),
-        ("eval s", "s", ["student", "split=", "seed="]),
+        ("eval s", "s", ["student", "split=", "seed=", "save="]),
         ("eval model=l", "l", ["latest"]),
+        ("eval --metric r", "r", ["rouge_l"]),
         ("set old lr=1 k", "k", ["kd_ratio=", "kd_temperature="]),
     ],
 )

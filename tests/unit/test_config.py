@@ -73,6 +73,28 @@ def test_row_that_fits_no_micro_batch_is_refused_with_both_numbers() -> None:
     assert DistillConfig.parse(max_length=1024, micro_batch_tokens=1024).max_length == 1024
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("lora_alpha", 8), ("lora_dropout", 0.1), ("lora_target_modules", ["q_proj"])],
+)
+def test_lora_options_say_nothing_without_a_rank(option: str, value: Any) -> None:
+    message = _message(**{option: value})
+    assert (
+        message.startswith(f"{option.capitalize()}=") and "has no effect without lora_r" in message
+    )
+    assert DistillConfig.parse(lora_r=4, **{option: value}).lora_r == 4
+
+
+def test_lora_alpha_is_twice_the_rank_unless_it_is_given() -> None:
+    assert DistillConfig.parse().lora_alpha is None
+    made = DistillConfig.parse(lora_r=4)
+    assert (made.lora_alpha, made.lora_target_modules) == (8.0, "all-linear")
+    assert DistillConfig.parse(lora_r=4, lora_alpha=4).lora_alpha == 4.0
+    assert DistillConfig.parse(**made.model_dump()) == made
+    assert "nothing would be trained" in _message(lora_r=4, lora_target_modules=[])
+    assert "Input should be greater than or equal to 1" in _message(lora_r=0)
+
+
 @pytest.mark.parametrize("name", ["a/b", "../a", ".hidden", "/tmp/a", "latest"])
 def test_name_that_is_no_single_folder_is_refused(name: str) -> None:
     assert "one new folder" in _message(name=name)

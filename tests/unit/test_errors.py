@@ -17,6 +17,8 @@ BUILTIN = {
     "ShapeError": ValueError,
     "ClusterError": RuntimeError,
     "TransportError": RuntimeError,
+    "CacheError": RuntimeError,
+    "MetricError": ValueError,
     "RunError": RuntimeError,
 }
 CLASSES = [

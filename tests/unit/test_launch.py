@@ -92,6 +92,33 @@ def test_data_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved["data"] == str(tmp_path / "c" / "data.parquet")
 
 
+def test_several_data_sets_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "x"}]
+    data = [
+        {"data": "rows.jsonl", "weight": 3},
+        {"data": rows, "weight": 1, "split": "mine"},
+        {"data": "zoo/tasks", "weight": 1, "rows": 5},
+    ]
+    config = launch.checked({"data": data})
+    directory = launch.new_run(tmp_path, config, LAB, name="a")
+    file = str(tmp_path / "a" / "data-1.parquet")
+    saved = directory.config()["data"]
+    assert saved == [
+        {"data": str(tmp_path / "rows.jsonl"), "weight": 3.0},
+        {"data": file, "weight": 1.0, "split": "mine"},
+        {"data": "zoo/tasks", "weight": 1.0, "rows": 5},
+    ]
+    assert launch.held_here(config, directory) == [(rows, file, "mine")]
+    assert launch.checked({"data": saved}).weights == [3.0, 1.0, 1.0]
+    one = launch.checked({"data": rows})
+    directory = launch.new_run(tmp_path, one, LAB, name="b")
+    assert launch.held_here(one, directory) == [
+        (rows, str(tmp_path / "b" / "data.parquet"), "train")
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -304,3 +331,36 @@ def test_resume_refuses_changes_that_do_not_fit(
 def test_config_file_is_for_people(tmp_path: Path) -> None:
     directory = _new(tmp_path, name="a", steps=5)
     assert list(yaml.safe_load(directory.config_file.read_text()))[:2] == ["schema", "data"]
+
+
+# -- LoRA -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ({}, {"lora_r": 8}),
+        ({"lora_r": 8}, {"lora_r": 4}),
+        ({"lora_r": 8}, {"lora_alpha": 8.0}),
+        ({"lora_r": 8}, {"lora_dropout": 0.1}),
+        ({"lora_r": 8}, {"lora_target_modules": ["q_proj"]}),
+    ],
+)
+def test_fork_that_would_train_other_weights_is_refused(
+    tmp_path: Path, before: dict[str, Any], change: dict[str, Any]
+) -> None:
+    parent = _parent(tmp_path, **before)
+    (name,) = change
+    with pytest.raises(ConfigError, match=f"{name} is .* in parent and .* what is trained must"):
+        _fork(parent, **change)
+    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+
+
+def test_fork_keeps_its_parents_adapters(tmp_path: Path) -> None:
+    parent = _parent(tmp_path, lora_r=8, lora_target_modules=["q_proj"])
+    same: dict[str, Any] = {"lora_r": 8, "lora_target_modules": ["q_proj"]}
+    other: dict[str, Any] = {"lr": 1e-5}
+    for changes in (other, same):
+        config = _fork(parent, **changes).config()
+        assert (config["lora_r"], config["lora_alpha"]) == (8, 16.0)
+        assert config["lora_target_modules"] == ["q_proj"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -127,7 +128,10 @@ def _control(run: Run) -> list[dict[str, Any]]:
         ("%kdflow up --teacher org/t", ["up needs a student. Make one"]),
         ("%kdflow runs $nothing", ["The notebook has no variable 'nothing'."]),
         ("%kdflow export", ["%kdflow export needs a folder: export [RUN[@STEP]] PATH."]),
-        ("%%kdflow stop\nx: 1", ["%%kdflow stop: only distill, sft, resume and fork take a cell."]),
+        (
+            "%%kdflow stop\nx: 1",
+            ["%%kdflow stop: only distill, sweep, capture, sft, resume and fork take a cell."],
+        ),
         ("%%kdflow\nsteps: 3", ["A cell needs its command: %%kdflow distill"]),
         ("%%kdflow distill\nstesp: 3", ["%kdflow distill has no option 'stesp'.", "'steps'?"]),
         ("%%kdflow distill --lr 1\nlr: 2", ["'lr' is given in the line and in the cell."]),
@@ -396,6 +400,26 @@ def test_eval_takes_a_run_by_its_name(
     run_cell("%kdflow eval").ok()
     assert isinstance(seen[0]["model"], Run) and seen[0]["model"].name == "a"
     assert seen[1:] == [{"model": "teacher"}, {}]
+
+
+def test_eval_of_several_models_is_one_call(
+    run_cell: RunCell, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "a")
+    seen: list[Any] = []
+
+    @functools.wraps(Lab.evaluate)  # its signature gives the command's options
+    def evaluate(self: Lab, **options: Any) -> None:
+        seen.append(options)
+
+    monkeypatch.setattr(Lab, "evaluate", evaluate)
+    run_cell("%kdflow eval student a --rows 5 teacher metric=rouge_l").ok()
+    (asked,) = seen
+    assert [getattr(one, "name", one) for one in asked.pop("model")] == ["student", "a", "teacher"]
+    assert asked == {"rows": 5, "metric": "rouge_l"}
+    run_cell("named = {'before': 'student'}").ok()
+    run_cell("%kdflow eval $named").ok()
+    assert seen[1] == {"model": {"before": "student"}}
 
 
 # -- completion -----------------------------------------------------------------------------------

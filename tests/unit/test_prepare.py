@@ -34,9 +34,9 @@ def test_a_row_that_the_teacher_cannot_take_is_named() -> None:
 
 
 def test_prompts_have_no_more_room_than_the_teacher() -> None:
-    assert prepare._longest(256, _teacher(7)) == 8
-    assert prepare._longest(6, _teacher(7)) == 6
-    assert prepare._longest(256, _teacher(None)) == prepare._longest(256, None) == 256
+    assert prepare.longest_row(256, _teacher(7)) == 8
+    assert prepare.longest_row(6, _teacher(7)) == 6
+    assert prepare.longest_row(256, _teacher(None)) == prepare.longest_row(256, None) == 256
 
 
 @pytest.mark.parametrize("longest", [8, None])

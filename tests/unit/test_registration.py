@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kdflow_lab as kd
-from kdflow_lab import algorithms, registration
+from kdflow_lab import algorithms, answer_metrics, registration
 from kdflow_lab.algorithms.vanilla_kd import VanillaKD
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.errors import ConfigError, RunError
@@ -29,6 +29,8 @@ def nothing_registered() -> Iterator[None]:
         unregister_divergence(name)
     for name in algorithms.registered():
         algorithms.unregister(name)
+    for name in answer_metrics.registered():
+        answer_metrics.unregister(name)
 
 
 def squared(student_logits: Any, teacher_logits: Any, power: float = 2.0) -> Any:
@@ -138,3 +140,18 @@ def test_damaged_or_foreign_pickle_is_an_error_with_its_name(tmp_path: Path) -> 
     file.write_text(json.dumps({"divergences": {"mine": {"pickle": "AAAA", "source": ""}}}))
     with pytest.raises(RunError, match="divergence 'mine' cannot be loaded"):
         registration.load(directory)
+
+
+def test_run_directory_carries_metrics(tmp_path: Path) -> None:
+    """A function of a notebook, with what it refers to, works where it was never defined."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("BASE = 2\ndef sized(answer, row):\n    return BASE * len(answer) + row['n']", names)
+    kd.register_metric("sized")(names["sized"])
+    directory = RunDirectory(tmp_path / "run")
+    directory.create({})
+    registration.ship(directory)
+    answer_metrics.unregister("sized")
+    registration.load(directory)
+    loaded = answer_metrics.find("sized")
+    assert loaded is not names["sized"]
+    assert loaded("abc", {"n": 1}) == 7

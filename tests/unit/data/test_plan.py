@@ -88,6 +88,69 @@ def test_micro_batches_keep_to_budgets_and_bounds(data, batch_size, world_size, 
                 assert data[1][part].sum() <= bounds[2]
 
 
+@st.composite
+def mixtures(draw):
+    """Rows of up to four data sets, each with a weight, in any order."""
+    lengths, responses = draw(rows())
+    number = draw(st.integers(1, min(4, len(lengths))))
+    sources = draw(
+        st.permutations([*range(number), *(k % number for k in range(len(lengths) - number))])
+    )
+    weights = draw(st.lists(st.floats(0.05, 20), min_size=number, max_size=number))
+    return (lengths, responses), {"sources": np.array(sources), "weights": weights}
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(1, 12), st.integers(0, 5))
+def test_shares_of_a_mixture_are_the_weights_and_no_row_comes_twice_too_early(
+    mixture, batch_size, seed
+):
+    data, of = mixture
+    plan = _plan(data, batch_size=batch_size, seed=seed, **of)
+    stream = np.array([row for step in range(30) for row in plan.step(step).rows])
+    drawn = of["sources"][stream]
+    shares = np.array(of["weights"]) / sum(of["weights"])
+    for source, share in enumerate(shares):
+        mine = stream[drawn == source]
+        group = np.flatnonzero(of["sources"] == source).tolist()
+        so_far = np.cumsum(drawn == source)
+        assert abs(so_far - share * np.arange(1, len(stream) + 1)).max() < len(shares) + 1e-3
+        passes = [mine[k : k + len(group)] for k in range(0, len(mine), len(group))]
+        assert all(sorted(one) == group for one in passes[:-1])
+        assert len(set(passes[-1])) == len(passes[-1]) if passes else True
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(1, 12), st.integers(1, 4), st.none() | st.integers(1, 4))
+def test_micro_batches_of_a_mixture_keep_to_budgets_and_bounds(
+    mixture, batch_size, world_size, most_rows
+):
+    (lengths, responses), of = mixture
+    plan = _plan(
+        (lengths, responses), batch_size=batch_size, world_size=world_size,
+        micro_batch_rows=most_rows, **of,
+    )  # fmt: skip
+    alone = _plan((lengths, responses), batch_size=batch_size, **of)
+    bounds = plan.max_tokens(), plan.max_sequences(), plan.max_rows()
+    for step in (0, 1, 2, 7, 1000):
+        one = plan.step(step)
+        assert one.rows == alone.step(step).rows and len(one.rows) == batch_size
+        assert Counter(_flat(one)) == Counter(one.rows)
+        for by_rank in one.micro_batches:
+            for part in by_rank:
+                assert (lengths[part] - 1).sum() <= bounds[0] <= BUDGET
+                assert len(part) <= bounds[1]
+                assert responses[part].sum() <= bounds[2]
+
+
+def test_without_weights_the_order_is_that_of_one_data_set():
+    data = np.arange(2, 33), np.ones(31, np.int64)
+    sources = np.arange(31) % 3
+    joined = _plan(data, sources=sources)
+    assert [joined.step(k) for k in range(6)] == [_plan(data).step(k) for k in range(6)]
+    assert _plan(data, sources=sources, weights=[1, 2, 3]).steps_per_epoch == 31 / 8
+
+
 def test_bounds_are_no_larger_than_what_comes():
     """Rows all alike: the bounds are reached, not just kept."""
     plan = DataPlan([11] * 50, [4] * 50, batch_size=8, world_size=1, micro_batch_tokens=35)
@@ -182,6 +245,10 @@ def test_errors_say_what_to_do():
         _plan((np.array([5, 1, 5]), good[1]))
     with pytest.raises(ShapeError, match=r"\(3,\) and response_lengths \(2,\)"):
         _plan((good[0], good[1][:2]))
+    with pytest.raises(DataError, match=r"2 weights, and rows of the data sets \[0\]"):
+        _plan(good, sources=[0, 0, 0], weights=[1, 1])
+    with pytest.raises(ShapeError, match="Weights need sources"):
+        _plan(good, weights=[1, 1])
     with pytest.raises(ConfigError, match="batch_size is 0"):
         _plan(good, batch_size=0)
     with pytest.raises(ConfigError, match="no step -1"):

@@ -1,16 +1,15 @@
-"""Figures of an evaluation by hand, and the table that shows them."""
+"""Figures of an evaluation by hand, and metrics that judge its answers."""
 
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from kdflow_lab.errors import DataError
-from kdflow_lab.evaluate.report import HEADINGS, Evaluation, EvaluationTable
+from kdflow_lab.errors import ConfigError, DataError, MetricError
+from kdflow_lab.evaluate.report import Evaluation
 
 
 def _row(
@@ -93,35 +92,96 @@ def test_one_line_of_text():
     )
 
 
-def test_the_table_is_aligned_text():
-    lines = repr(EvaluationTable([_evaluation("a"), _evaluation("longer name")])).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert all(heading in lines[0] for heading in HEADINGS)
-    assert lines[1].split() == ["a", "3", "66.7", "%", "0.200", "80.0", "%", "2.718"]
-    assert lines[2].startswith("longer name  ")
-
-
-def test_other_names_can_be_given():
-    table = EvaluationTable([_evaluation("a"), _evaluation("b")], ["before", "after"])
-    assert repr(table).splitlines()[1].startswith("before")
-    with pytest.raises(ValueError, match="zip"):
-        repr(EvaluationTable([_evaluation("a")], ["one", "two"]))
-
-
-def test_the_html_table_is_well_formed_and_escapes_names():
-    name = '<script>alert("x")</script> & Söhne'
-    html = EvaluationTable([_evaluation(name)])._repr_html_()
-    assert "<script" not in html
-    root = ElementTree.fromstring(html)
-    assert [cell.text for cell in root.iter("th")] == list(HEADINGS)
-    cells = [cell.text for cell in root.iter("td")]
-    assert cells == [name, "3", "66.7 %", "0.200", "80.0 %", "2.718"]
-
-
-def test_one_evaluation_shows_as_a_table_of_one():
-    one = _evaluation()
-    assert one._repr_html_() == EvaluationTable([one])._repr_html_()
-
-
 def test_the_frame_is_pandas():
     assert isinstance(_evaluation().frame, pd.DataFrame)
+
+
+# -- tokenizers that differ -----------------------------------------------------------------------
+
+
+def _across() -> Evaluation:
+    rows = [
+        _row(0, "a", 4, 1.0, 4.0, 2, compared=2, bytes=10),
+        _row(1, "a", 6, 0.5, 6.0, 1, compared=1, bytes=6),
+    ]
+    return Evaluation.merge([rows], name="x")
+
+
+def test_kl_is_a_mean_over_the_tokens_that_compare():
+    one = _across()
+    assert (one.kl, one.agreement) == (pytest.approx(1.5 / 3), pytest.approx(3 / 3))
+    assert one.compared == pytest.approx(3 / 10)
+    assert one.perplexity == pytest.approx(math.e)
+    assert one.bits_per_byte == pytest.approx(10 / 16 / math.log(2))
+    assert "bits_per_byte 0.902  compared 30.0 %" in repr(one)
+
+
+def test_bits_per_byte_do_not_depend_on_the_cut():
+    """The same text at the same cost, in few tokens and in many: perplexity moves, bits do not."""
+    few = Evaluation.merge([[_row(0, "a", 2, 0, 8.0, 0, bytes=12)]], name="few")
+    many = Evaluation.merge([[_row(0, "a", 8, 0, 8.0, 0, bytes=12)]], name="many")
+    assert few.bits_per_byte == many.bits_per_byte == pytest.approx(8 / 12 / math.log(2))
+    assert few.perplexity > 10 * many.perplexity
+
+
+def test_with_one_tokenizer_all_tokens_compare():
+    one = _evaluation()
+    assert one.compared == 1.0 and not one.across
+    assert math.isnan(one.bits_per_byte)  # these rows do not say how many bytes they have
+
+
+# -- metrics --------------------------------------------------------------------------------------
+
+
+def _answered(*answers: str | None) -> Evaluation:
+    rows = [
+        {**_row(n, "a", 1, 0.0, 0.0, 1), "answer": answer, "data": {"answers": ["yes"], "n": n}}
+        for n, answer in enumerate(answers)
+    ]
+    return Evaluation.merge([rows[1:], rows[:1]], name="x")
+
+
+def test_a_metric_gets_the_answer_and_its_row():
+    seen = []
+
+    def length(answer: str, row: dict[str, Any]) -> int:
+        seen.append((answer, row["n"]))
+        return len(answer)
+
+    judged = _answered("yes", "no!!").judge(length)
+    assert seen == [("yes", 0), ("no!!", 1)]
+    assert judged.metrics == ("length",)
+    assert judged.frame["length"].tolist() == [3.0, 4.0]
+    assert judged.to_dict()["length"] == pytest.approx(3.5)
+    assert judged.by_kind.loc["a", "length"] == pytest.approx(3.5)
+    assert "length 3.500" in repr(judged)
+    both = judged.judge({"again": length, "has": "contains"})
+    assert both.metrics == ("length", "again", "has")
+    assert both.to_dict()["has"] == pytest.approx(0.5)
+
+
+def test_rows_without_an_answer_are_not_judged():
+    judged = _answered("yes", None).judge("contains")
+    assert judged.to_dict()["contains"] == 1.0
+    assert judged.frame["contains"].isna().tolist() == [False, True]
+
+
+def test_a_failing_metric_loses_nothing():
+    before = _answered("yes", "no").judge("contains")
+
+    def picky(answer: str, row: dict[str, Any]) -> float:
+        return 1 / row["n"]
+
+    with pytest.raises(MetricError, match=r"'picky' failed on row 0 \(answer 'yes'\): Zero"):
+        before.judge(picky)
+    with pytest.raises(MetricError) as told:
+        before.judge({"size": lambda answer, row: len(answer), "picky": picky})
+    assert told.value.evaluation.metrics == ("contains", "size")
+    assert before.metrics == ("contains",)
+
+
+def test_what_wrote_no_answers_cannot_be_judged():
+    with pytest.raises(ConfigError, match="x wrote no answers that contains could judge"):
+        _answered(None, None).judge("contains")
+    with pytest.raises(ConfigError, match="generate=True"):
+        _evaluation("x").judge("contains")

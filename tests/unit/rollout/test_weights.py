@@ -91,6 +91,20 @@ def test_adapters_are_merged_also_on_a_tied_head(folder: Path) -> None:
     assert _apart(student, backend) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+def test_a_tied_head_is_tied_again_for_a_run_that_does_not_adapt_it(folder: Path) -> None:
+    backend = _handed_over(adapted(_changed(folder)).eval(), folder)
+    assert backend._model.lm_head.weight is not backend._model.model.embed_tokens.weight
+    student = _changed(folder)
+    made = WeightSegment.create(entries_of(student, backend.dtype))
+    write(student, made, dtype=backend.dtype, version=1)
+    backend.weights(made)
+    backend.load(1, 0)
+    tied = student.config.tie_word_embeddings
+    assert (backend._model.lm_head.weight is backend._model.model.embed_tokens.weight) == tied
+    assert _apart(student, backend) < 1e-5
+
+
 def test_adapters_that_cannot_be_merged_are_refused(folder: Path) -> None:
     student = adapted(_changed(folder))
     student.lm_head.fan_in_fan_out = True

@@ -36,6 +36,11 @@ def test_student_bound():
     assert said.startswith("Teacher idle 70 %: student-bound. More students (Lab(students=3))")
 
 
+def test_teacher_that_rests_is_not_called_idle():
+    said = _advice(_times(0.0, 0.0, cached=1.0))
+    assert said.startswith("The teacher rests: all its hidden states come from the cache.")
+
+
 def test_both_wait_for_each_other_so_more_depth_helps():
     said = _advice(_times(0.4, 0.5), depth=3)
     assert said.startswith("Students idle 40 %, teacher idle 50 %: they wait for each other.")

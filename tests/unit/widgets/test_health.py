@@ -35,6 +35,17 @@ def test_news_are_newest_first_with_step_and_text():
     assert found[2]["text"] == "repeated: Half of the answers repeat themselves."
 
 
+def test_the_newest_evaluation_is_told():
+    first = {"event": "evaluated", "step": 0, "rows": 8, "kl": 2.0, "agreement": 0.1, "time": 0.0}
+    last = first | {"step": 5, "kl": 0.25, "exact_match": 0.5, "metrics": {"f": 0.75, "bad": None}}
+    found = news([first, SET, last, ALARM])
+    assert [one["kind"] for one in found] == ["alarm", "evaluated", "set"]
+    assert (found[1]["step"], found[1]["text"]) == (
+        5,
+        "KL 0.25, agreement 10.0 %, exact match 50.0 %, f 0.75 (8 held-out rows)",
+    )
+
+
 def test_an_alarm_shows_the_tokens_and_nothing_in_them_is_invisible():
     (alarm,) = news([ALARM])
     assert alarm["tokens"] == "<b>␣\\u202ea"

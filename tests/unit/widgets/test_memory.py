@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from kdflow_lab import processes
-from kdflow_lab.widgets._memory import Use, gpu_bytes, memory, pss_bytes, size, words
+from kdflow_lab.units import size
+from kdflow_lab.widgets._memory import Use, gpu_bytes, memory, pss_bytes, words
 
 HOLDS = 30_000_000
 CHILD = f"import sys; held = bytearray({HOLDS}); print(len(held), flush=True); sys.stdin.read()"

@@ -2,91 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import os
 import platform
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from kdflow_lab.doctor import places
+from kdflow_lab.doctor.findings import Diagnosis, Finding
 from kdflow_lab.errors import unknown_name
 from kdflow_lab.teacher import BACKENDS, choose_backend
 from kdflow_lab.teacher.sglang import versions
-
-if TYPE_CHECKING:
-    from kdflow_lab.align import PairReport
 
 GIB = 2**30
 DEVICES = ("auto", "cpu", "cuda")
 INSTALL_CPU = f"pip install --no-deps -r {versions.REQUIREMENTS_CPU}"
 INSTALL_GPU = "pip install 'kdflow-lab[sglang]'"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What it is.
-        found: What there is, in words.
-        fits: Whether it can be used as it is.
-        advice: What to do; empty for nothing.
-    """
-
-    name: str
-    found: str
-    fits: bool = True
-    advice: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All findings; shows itself as text and as a table."""
-
-    findings: list[Finding] = field(default_factory=list)
-    tokenizers: PairReport | None = None
-    """How the teacher's and the student's relate, if a lab was asked."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether nothing needs to be done."""
-        return all(finding.fits for finding in self.findings)
-
-    def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain data, by name."""
-        return {
-            one.name: {"found": one.found, "fits": one.fits, "advice": one.advice}
-            for one in self.findings
-        }
-
-    def __str__(self) -> str:
-        """One line a finding, its advice below it."""
-        width = max((len(one.name) for one in self.findings), default=0)
-        lines = []
-        for one in self.findings:
-            lines.append(f"{'ok ' if one.fits else '!! '}{one.name:{width}}  {one.found}")
-            if one.advice:
-                lines.append(f"   {'':{width}}  -> {one.advice}")
-        if self.tokenizers is not None:
-            lines.append(repr(self.tokenizers))
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        """Show the same as a table."""
-        rows = "".join(
-            f"<tr><td>{'✓' if one.fits else '✗'}</td><th style='text-align:left'>"
-            f"{html.escape(one.name)}</th><td style='text-align:left'>{html.escape(one.found)}"
-            + (f"<br><em>{html.escape(one.advice)}</em>" if one.advice else "")
-            + "</td></tr>"
-            for one in self.findings
-        )
-        table = f"<table><tbody>{rows}</tbody></table>"
-        if self.tokenizers is None:
-            return table
-        return f"{table}<pre>{html.escape(repr(self.tokenizers))}</pre>"
 
 
 def examine(
@@ -124,9 +55,16 @@ def examine(
             _sglang(device, named=teacher_backend == "sglang"),
             _teacher(device, teacher_backend),
             _memory(),
-            _shared_memory(),
+            places.shared_memory(_backend(device, teacher_backend)),
+            places.runtime_folder(),
+            places.sockets(),
         ]
     )
+
+
+def _backend(device: str, asked: str) -> str:
+    """Name the backend that a choice comes to."""
+    return choose_backend(device)[0] if asked == "auto" else asked
 
 
 def _version(package: str) -> str | None:
@@ -200,14 +138,3 @@ def _memory() -> Finding:
 
     memory = psutil.virtual_memory()
     return Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
-
-
-def _shared_memory() -> Finding:
-    try:
-        status = os.statvfs("/dev/shm")
-    except OSError:
-        return Finding("/dev/shm", "not there", False, "SGLang needs it; mount a tmpfs there")
-    free = status.f_bavail * status.f_frsize / GIB
-    advice = "" if free > 0.25 else "docker run --shm-size=1g, or a larger tmpfs"
-    # the ring is not in there: a memfd has no file system's limit
-    return Finding("/dev/shm", f"{free:.2f} GiB free", free > 0.05, advice)
