@@ -121,7 +121,7 @@ def measure(run: TrlRun) -> Measured:
         environment = {
             **os.environ,
             **memory.environment,
-            # as this system's engines have it: threads that wait sleep
+            # as this system's engines have it
             **{
                 name: value
                 for name, value in ENVIRONMENT.items()

@@ -39,9 +39,11 @@ SGLANG_OPTIONS = (
 """Options of the lab that only the SGLang teacher has."""
 ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",  # ranks of one host never listen to the outside
-    # Threads that wait sleep instead of spinning. On a machine that does something else beside,
-    # spinning made an answer of two threads twenty times slower (measured).
+    # Threads that wait spin for some ten microseconds, then sleep. Where they slept at once, a step
+    # of two threads took a tenth longer; where they span for long, an answer beside other work took
+    # twenty times as long (measured).
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "20000",
     # Memory that a step gave back is kept for the next one: giving it to the system and touching it
     # anew took a tenth of a step's CPU time (measured). One arena, since a thread of its own for
     # every run would else keep what the last run's thread has left.
