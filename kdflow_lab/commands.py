@@ -7,14 +7,12 @@ them, and gets them from there.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdflow_lab import command_calls
 from kdflow_lab.commandline import Command, help_text
 from kdflow_lab.errors import ConfigError, nearest
 from kdflow_lab.options import Option, from_model, from_signature
-from kdflow_lab.run import Run
-from kdflow_lab.rundir import ENDED
 
 if TYPE_CHECKING:
     from kdflow_lab.session import Session
@@ -27,258 +25,10 @@ NOT_FOR_SFT = (
     "kd_temperature",
     "temperature_squared",
     "depth",
+    "cache",
+    "cache_dir",
 )
 """Options of `distill` that say how to learn from a teacher; SFT has none."""
-
-
-# -- what the commands do: values were checked by name, the Python calls check them by meaning ----
-
-
-def _up(session: Session, given: dict[str, Any]) -> Any:
-    return session.up(given)
-
-
-def _down(session: Session, given: dict[str, Any]) -> None:
-    lab = session.current_lab()
-    if lab is None:
-        raise ConfigError(f"There is no lab to close. {session.no_lab}")
-    lab.close()
-
-
-def _status(session: Session, given: dict[str, Any]) -> Any:
-    lab = session.current_lab()
-    if lab is not None and not given:
-        return lab.status()
-    from kdflow_lab.bars import in_notebook
-    from kdflow_lab.widgets.report import report
-
-    run = session.run(given.get("run"), given.get("dir"))
-    if in_notebook():
-        return run.plot()
-    session.say(report(run))
-    return None
-
-
-def _doctor(session: Session, given: dict[str, Any]) -> Any:
-    """Look at the lab's machine with the lab's options, or with those that are given."""
-    lab = session.current_lab()
-    if lab is not None and not given:
-        return lab.doctor()
-    from kdflow_lab.doctor import examine
-
-    return examine(**given)
-
-
-def _plan(session: Session, given: dict[str, Any]) -> Any:
-    return session.lab().plan(**given)
-
-
-def _align(session: Session, given: dict[str, Any]) -> Any:
-    if "text" not in given:
-        raise ConfigError('Nothing to align. Give a text: align "It is 14 September."')
-    return session.lab().align(given["text"])
-
-
-def _distill(session: Session, given: dict[str, Any]) -> Run:
-    return session.lab().distill(**given)
-
-
-def _sft(session: Session, given: dict[str, Any]) -> Run:
-    return session.lab().sft(**given)
-
-
-def _sweep(session: Session, given: dict[str, Any]) -> Any:
-    """On a line an option that varies is given several times, in a cell it has a list."""
-    options = {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for name, value in given.items()
-    }
-    sweep = session.lab().sweep(**options)
-    return sweep.wait() if session.is_terminal else sweep
-
-
-def _capture(session: Session, given: dict[str, Any]) -> Any:
-    return session.lab().capture(**given)
-
-
-def _ask(command: str) -> Any:
-    """Build the call of `Run.pause`, `stop` or `checkpoint`."""
-
-    def call(session: Session, given: dict[str, Any]) -> None:
-        run = session.run(given.get("run"), given.get("dir"))
-        getattr(run, command)()
-        session.say(f"{run.name}: {command} asked for; it takes effect before the next step.")
-
-    return call
-
-
-def _set(session: Session, given: dict[str, Any]) -> None:
-    run = session.run(given.pop("run", None), given.pop("dir", None))
-    run.set(**given)
-    changes = ", ".join(f"{name} = {value}" for name, value in given.items())
-    session.say(f"{run.name}: {changes} from the next step on.")
-
-
-def _resume(session: Session, given: dict[str, Any]) -> Run | None:
-    """A paused run hears of it; one that has ended, or left the engines, starts again."""
-    run = session.run(given.pop("run", None), given.pop("dir", None))
-    if run.state in ENDED or run.parked:
-        return session.lab_of(run).resume(run, **given)
-    run.resume(**given)
-    session.say(f"{run.name}: resume asked for; it takes effect before the next step.")
-    return None
-
-
-def _fork(session: Session, given: dict[str, Any]) -> Run:
-    run, step = session.run_at(given.pop("run", None), given.pop("dir", None))
-    step = given.pop("step", None) or step
-    return session.lab_of(run).fork(run, step=step, **given)
-
-
-def _attach(session: Session, given: dict[str, Any]) -> Any:
-    return session.attach(given.get("lab"))
-
-
-def _compare(session: Session, given: dict[str, Any]) -> Any:
-    folder = given.get("dir")
-    named = [session.run(given[name], folder) for name in ("run", "other") if name in given]
-    if len(named) < 2:
-        first = named[0] if named else session.run(None, folder)
-        parent = first.parent
-        if parent is None:
-            raise ConfigError(
-                f"{session.prefix} compare needs two runs: compare RUN OTHER. A fork is compared "
-                "with its parent where no other is given."
-            )
-        named = [session.run(parent["run"]), first]
-    comparison = named[0].compare(*named[1:])
-    if given.get("save"):
-        session.say(f"Written: {comparison.save(given['save'])}")
-    return comparison
-
-
-def _rollouts(session: Session, given: dict[str, Any]) -> Any:
-    """Browse what a run's student wrote, or let a model of the lab write now."""
-    run, folder = given.pop("run", None), given.pop("dir", None)
-    if not given:
-        return session.run(run, folder).rollouts()
-    if run is not None:
-        raise ConfigError(
-            f"{session.prefix} rollouts RUN shows what that run wrote and takes no other options. "
-            "To let a model write now, leave RUN out: rollouts --data zoo/tasks --model RUN."
-        )
-    if "data" not in given:
-        raise ConfigError(f"Nothing to answer. Give prompts: {session.prefix} rollouts --data …")
-    model = given.get("model")
-    if isinstance(model, str) and model in ("latest", *session.run_names(folder)):
-        given["model"] = session.run(model, folder)
-    return session.lab(like=given.get("model")).rollouts(**given)
-
-
-def _replay(session: Session, given: dict[str, Any]) -> Any:
-    run, step = session.run_at(given.get("run"), given.get("dir"))
-    return run.replay(step)
-
-
-def _runs(session: Session, given: dict[str, Any]) -> list[Run]:
-    from kdflow_lab.run import runs
-
-    return runs(given.get("dir") or session.folder())
-
-
-def _eval(session: Session, given: dict[str, Any]) -> Any:
-    """A model that names a run is that run; the lab knows all other models itself."""
-    folder, save = given.pop("dir", None), given.pop("save", None)
-    names = ["latest", *session.run_names(folder)]
-    models = [
-        session.run(one, folder)
-        if isinstance(one, str) and (one in names or (Path(one) / "events.jsonl").is_file())
-        else one
-        for one in given.pop("model", [])
-    ]
-    if len(models) == 1 and isinstance(models[0], Run):
-        run = models[0]
-        if run.state in ("running", "paused"):
-            if given:
-                raise ConfigError(
-                    "A run that is training is scored on its own eval_rows: no options."
-                )
-            run.evaluate()
-            session.say("Asked for; the figures come as an `evaluated` event before the next step.")
-            return None
-    lab = session.lab(like=next((one for one in models if isinstance(one, Run)), None))
-    several: Any = models or ["student"]
-    if len(models) == 1 and isinstance(models[0], list | tuple | dict):
-        several = models[0]  # what stood for $name
-    elif len(models) < 2 and save is None:
-        one: dict[str, Any] = {"model": models[0]} if models else {}
-        return lab.evaluate(**one, **given)
-    table = lab.evaluate(model=several, **given)
-    if save is not None:
-        session.say(f"Written: {table.save(save)}")
-    return table
-
-
-def _export(session: Session, given: dict[str, Any]) -> Path:
-    name, path = given.get("run"), given.get("path")
-    stem = name.partition("@")[0] if isinstance(name, str) else name
-    if path is None and stem not in ("latest", *session.run_names(given.get("dir"))):
-        name, path = None, name  # one word is the folder; the run is the newest
-    if path is None:
-        raise ConfigError(f"{session.prefix} export needs a folder: export [RUN[@STEP]] PATH.")
-    run, step = session.run_at(name, given.get("dir"))
-    return run.export(path, step=step, **{key: given[key] for key in ("adapter",) if key in given})
-
-
-def _inspect(session: Session, given: dict[str, Any]) -> Any:
-    """With a text, look at it now; without, at the probes of a run."""
-    quantity = {"quantity": given["by"]} if "by" in given else {}
-    if "text" in given:
-        lens = _inspect_text(session, given, quantity)
-        return _printed(session, lens.source, given) if session.is_terminal else lens
-    if "top" in given:
-        raise ConfigError("--top goes with --text: a run's probes list what they list.")
-    run, step = session.run_at(given.get("run"), given.get("dir"))
-    if not session.is_terminal:
-        return run.inspect(step, **quantity)
-    probes = run.probes
-    if step is None and run.state not in ENDED and not run.parked:
-        run.request("inspect")
-        session.say(f"{run.name}: asked for new probes; they come before its next step.")
-    if step is None and probes.newest is None:
-        if run.state in ENDED:
-            run.inspect()  # says what to do
-        return None
-    at = step if step is not None else probes.newest
-    return _printed(session, probes.at(at or 0), given)
-
-
-def _inspect_text(session: Session, given: dict[str, Any], quantity: dict[str, Any]) -> Any:
-    texts = given["text"]
-    options = {**quantity, **({"top": given["top"]} if "top" in given else {})}
-    run = None
-    if "run" in given:
-        run, step = session.run_at(given["run"], given.get("dir"))
-        if step is not None:
-            raise ConfigError(
-                "A text is looked at with the run's last checkpoint: leave @STEP out."
-            )
-        options["model"] = run
-    lab = session.lab(like=run)
-    return lab.inspect([texts] if isinstance(texts, str) else texts, **options)
-
-
-def _printed(session: Session, inspection: Any, given: dict[str, Any]) -> Any:
-    from kdflow_lab.widgets._console import Printed
-
-    return Printed(inspection, given.get("by"))
-
-
-def _plot(session: Session, given: dict[str, Any]) -> Any:
-    figure = session.run(given.get("run"), given.get("dir")).plot()
-    if given.get("save"):
-        session.say(f"Written: {figure.save(given['save'])}")
-    return figure
 
 
 def _help(session: Session, given: dict[str, Any]) -> None:
@@ -416,34 +166,34 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="up",
             summary="Start the engines and load the teacher.",
-            call=_up,
+            call=command_calls.up,
             options=lab_options,
         ),
-        Command(name="down", summary="End every process of the lab.", call=_down),
+        Command(name="down", summary="End every process of the lab.", call=command_calls.down),
         Command(
             name="status",
             summary="Show what the lab or a run does: who waits, memory, alarms.",
-            call=_status,
+            call=command_calls.status,
             arguments=(RUN,),
             options=lambda: [DIR],
         ),
         Command(
             name="doctor",
             summary="Say what is installed here, whether it fits together, and what to do.",
-            call=_doctor,
+            call=command_calls.doctor,
             options=_doctor_options,
         ),
         Command(
             name="plan",
             summary="Predict memory, time and disk of a run before it starts.",
-            call=_plan,
+            call=command_calls.plan,
             options=_distill_options,
             needs_lab=True,
         ),
         Command(
             name="distill",
             summary="Train the student on the teacher's distributions.",
-            call=_distill,
+            call=command_calls.distill,
             options=_distill_options,
             needs_lab=True,
             starts_run=True,
@@ -452,7 +202,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="sweep",
             summary="Start runs that differ in some options, on one cache, and compare them.",
-            call=_sweep,
+            call=command_calls.sweep,
             options=_sweep_options,
             needs_lab=True,
             takes_cell=True,
@@ -460,7 +210,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="capture",
             summary="Keep the teacher's hidden states of some data on the disk.",
-            call=_capture,
+            call=command_calls.capture,
             options=_capture_options,
             needs_lab=True,
             takes_cell=True,
@@ -468,7 +218,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="sft",
             summary="Train the student on the answers in the data alone.",
-            call=_sft,
+            call=command_calls.sft,
             options=_sft_options,
             needs_lab=True,
             starts_run=True,
@@ -478,7 +228,7 @@ COMMANDS: dict[str, Command] = {
             Command(
                 name=name,
                 summary=text,
-                call=_ask(name),
+                call=command_calls.ask(name),
                 arguments=(RUN,),
                 options=lambda: [DIR],
             )
@@ -491,7 +241,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="inspect",
             summary="Show how student and teacher see every token of a run's probes, or of a text.",
-            call=_inspect,
+            call=command_calls.inspect,
             arguments=(RUN_AT,),
             options=_inspect_options,
             needs_lab=True,
@@ -499,7 +249,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="resume",
             summary="Let a paused run go on, or one that has ended from its last checkpoint.",
-            call=_resume,
+            call=command_calls.resume,
             arguments=(RUN,),
             options=_resume_options,
             needs_lab=True,
@@ -509,7 +259,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="fork",
             summary="Start another run from a checkpoint of a run, with options changed.",
-            call=_fork,
+            call=command_calls.fork,
             arguments=(RUN_AT,),
             options=_fork_options,
             needs_lab=True,
@@ -519,23 +269,26 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="set",
             summary="Change options of a run from its next step on.",
-            call=_set,
+            call=command_calls.set_options,
             arguments=(RUN,),
             options=_settings,
         ),
         Command(
             name="attach",
             summary="Take hold of a living lab, such as after a kernel restart.",
-            call=_attach,
+            call=command_calls.attach,
             arguments=(LAB,),
         ),
         Command(
-            name="runs", summary="List the runs, living or not.", call=_runs, options=lambda: [DIR]
+            name="runs",
+            summary="List the runs, living or not.",
+            call=command_calls.runs,
+            options=lambda: [DIR],
         ),
         Command(
             name="eval",
             summary="Compare models with the teacher on held-out rows.",
-            call=_eval,
+            call=command_calls.evaluate,
             arguments=(MODEL,),
             options=_eval_options,
             needs_lab=True,
@@ -543,42 +296,42 @@ COMMANDS: dict[str, Command] = {
         Command(
             name="align",
             summary="Show how the tokenizers of teacher and student cut a text.",
-            call=_align,
+            call=command_calls.align,
             arguments=(TEXT,),
             needs_lab=True,
         ),
         Command(
             name="rollouts",
             summary="Browse what the student of a run wrote, or let a model answer --data.",
-            call=_rollouts,
+            call=command_calls.rollouts,
             arguments=(RUN,),
             options=_rollouts_options,
         ),
         Command(
             name="export",
             summary="Write a run's student as a Hugging Face folder.",
-            call=_export,
+            call=command_calls.export,
             arguments=(RUN_AT, PATH),
             options=lambda: [ADAPTER, DIR],
         ),
         Command(
             name="compare",
             summary="Show the curves and differences of two runs, or of a fork and its parent.",
-            call=_compare,
+            call=command_calls.compare,
             arguments=(RUN, OTHER),
             options=lambda: [DIR, SAVE],
         ),
         Command(
             name="replay",
             summary="Find the rows and tokens for which a step was left out.",
-            call=_replay,
+            call=command_calls.replay,
             arguments=(RUN_AT,),
             options=lambda: [DIR],
         ),
         Command(
             name="plot",
             summary="Show the curves of a run.",
-            call=_plot,
+            call=command_calls.plot,
             arguments=(RUN,),
             options=lambda: [DIR, SAVE],
         ),

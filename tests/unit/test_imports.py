@@ -53,6 +53,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "looks sweep",
         "lab",
         "session",
+        "command_calls",
         "commands",
         "completion",
         "magics cli",
