@@ -176,3 +176,23 @@ def test_options_that_do_not_fit_are_refused(lab: kd.Lab) -> None:
     ):
         with pytest.raises(ConfigError, match=why):
             lab.distill(**options, cache=True)
+
+
+def test_stream_and_mixture_read_what_another_run_kept(lab: kd.Lab, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {word}", "response": word * 3} for word in "abcdefghijklmnop"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"batch_size": 8, "cache": True, "cache_dir": tmp_path / "cache"}
+    lab.capture(str(file), cache_dir=tmp_path / "cache")
+    stream = lab.distill(data=str(file), streaming=True, steps=4, **options).wait()
+    assert _asked(stream) == 0
+    mixture = lab.distill(data={str(file): 3, "zoo/tasks": 1}, rows=16, steps=2, **options).wait()
+    assert 0.1 < _cached(mixture)[0] < 0.9
+
+
+def test_other_loras_and_tokenizers_read_the_same_rows(lab: kd.Lab, tmp_path: Path) -> None:
+    options = {**OPTIONS, "cache": True, "cache_dir": tmp_path}
+    lab.distill(**options).wait()
+    assert _asked(lab.distill(**options, lora_r=4).wait()) == 0
+    across = lab.distill(**options, algorithm="byte_prefix").wait()
+    assert _asked(across) == 0  # the teacher is asked for the same ids
