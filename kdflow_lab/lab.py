@@ -80,6 +80,7 @@ class Lab(Looks):
         self._client: SupervisorClient | None = None
         self._runs: dict[Path, Run] = {}
         self._starting = threading.Lock()
+        self._submission: threading.Thread | None = None  # of the newest run
 
     @classmethod
     def attach(cls, where: str | Path | None = None) -> Lab:
@@ -383,11 +384,20 @@ class Lab(Looks):
         """
         directory.begin(directory.attempts + 1)
         held = [] if config is None else launch.held_here(config, directory)
-        threading.Thread(target=self._submit, args=(directory, held), daemon=True).start()
+        arguments = (directory, held, self._submission)
+        self._submission = threading.Thread(target=self._submit, args=arguments, daemon=True)
+        self._submission.start()
         return self._held(directory.path)
 
-    def _submit(self, directory: RunDirectory, held: list[tuple[Any, str, str]]) -> None:
+    def _submit(
+        self,
+        directory: RunDirectory,
+        held: list[tuple[Any, str, str]],
+        before: threading.Thread | None,
+    ) -> None:
         """Hand a run to the supervisor; whatever goes wrong is said in its directory."""
+        if before is not None:
+            before.join()  # runs train in the order in which they were asked for
         try:
             for rows, file, split in held:
                 write_parquet(rows, file, split)

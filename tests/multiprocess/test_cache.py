@@ -157,6 +157,8 @@ def test_sweep_of_four_losses_costs_one_teacher_pass(lab_of_one: kd.Lab, tmp_pat
     sweep = lab_of_one.sweep(**OPTIONS, loss=losses, eval_rows=16, cache_dir=tmp_path, name="four")
     sweep.wait()
     first = sweep.runs[0]
+    began = [run.records[0]["time"] for run in sweep]
+    assert began == sorted(began)
     epoch = sum(record["tokens"] for record in first.records[:3])
     assert round(sum(map(_asked, sweep))) == epoch
     assert [_asked(run) for run in sweep.runs[1:]] == [0, 0, 0]
