@@ -18,8 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUIETLY = str(ROOT / "scripts" / "quietly")
 TESTS = [
-    *(f"tests/unit/{name}" for name in ("data", "teacher", "transport", "widgets", "zoo")),
-    *(f"tests/unit/test_{name}.py" for name in ("cli", "magics", "run", "rundir", "hub", "doctor")),
+    *(f"tests/unit/{name}" for name in ("cache", "data", "doctor", "plan", "teacher")),
+    *(f"tests/unit/{name}" for name in ("transport", "widgets", "zoo")),
+    *(f"tests/unit/test_{name}.py" for name in ("cli", "magics", "run", "rundir", "hub", "sweep")),
 ]
 
 SGLANG = "kdflow_lab/teacher/sglang"

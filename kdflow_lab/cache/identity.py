@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _BLOCK = 16 << 20
 _MEMO = "weights.json"
+_ENGINE_OPTIONS = ("quantization", "engine_args")
 _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures")
 """Of a `config.json`: nothing that is computed depends on it."""
 
@@ -41,7 +42,7 @@ class Identity:
         backend: `transformers` or `sglang`: their rows differ by rounding.
         dtype: Of the rows.
         hidden_size: Columns of a row.
-        quantization: How the backend quantises the weights; empty for not at all.
+        engine: The lab's options that change what the backend computes, as JSON; empty for none.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Identity:
     backend: str
     dtype: str
     hidden_size: int
-    quantization: str = ""
+    engine: str = ""
 
     @property
     def folder(self) -> str:
@@ -88,13 +89,13 @@ class Identity:
             )
 
 
-def identity_of(teacher: TeacherInfo, memo: Path, *, quantization: str | None = None) -> Identity:
+def identity_of(teacher: TeacherInfo, memo: Path, *, lab: Mapping[str, Any]) -> Identity:
     """Tell a teacher's identity; its weights are read once and their hash is remembered.
 
     Args:
         teacher: That is up.
         memo: Folder where hashes of files are kept, by path, size and time; made if need be.
-        quantization: As in `LabConfig`.
+        lab: Fields of its `LabConfig`; those that change what a backend computes are read.
 
     Raises:
         CacheError: Its files cannot be read.
@@ -106,6 +107,7 @@ def identity_of(teacher: TeacherInfo, memo: Path, *, quantization: str | None = 
         weights = _combined(files, memo)
     except (OSError, ValueError) as error:
         raise CacheError(f"The teacher's files in {folder} cannot be read: {error}") from None
+    engine = {name: lab[name] for name in _ENGINE_OPTIONS if lab.get(name)}
     for name in _IRRELEVANT:
         config.pop(name, None)
     return Identity(
@@ -115,7 +117,7 @@ def identity_of(teacher: TeacherInfo, memo: Path, *, quantization: str | None = 
         backend=teacher.backend,
         dtype=teacher.dtype,
         hidden_size=teacher.hidden_size,
-        quantization=quantization or "",
+        engine=json.dumps(engine, sort_keys=True) if engine else "",
     )
 
 

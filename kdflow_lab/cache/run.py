@@ -44,8 +44,8 @@ def open_store(
     teacher = job.teacher
     assert teacher is not None
     root = Path(config.cache_dir).expanduser() if config.cache_dir else runs / FOLDER
-    quantization = job.config.get("lab", {}).get("quantization")
-    identity = once(lambda: identity_of(teacher, root, quantization=quantization))
+    lab = job.config.get("lab", {})
+    identity = once(lambda: identity_of(teacher, root, lab=lab))
     return Store(root / identity.folder, identity, on_refused=on_refused)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def _folder(path: Path, *, value: float = 1.0, layers: int = 2) -> Path:
     return path
 
 
-def _identity(folder: Path, memo: Path, **options: str) -> Identity:
+def _identity(folder: Path, memo: Path, **lab: Any) -> Identity:
     teacher = TeacherInfo(
         path=str(folder),
         backend="transformers",
@@ -34,7 +35,7 @@ def _identity(folder: Path, memo: Path, **options: str) -> Identity:
         pid=1,
         versions={},
     )
-    return identity_of(teacher, memo, **options)
+    return identity_of(teacher, memo, lab=lab)
 
 
 def test_a_copy_is_the_same_teacher(tmp_path: Path) -> None:
@@ -43,14 +44,16 @@ def test_a_copy_is_the_same_teacher(tmp_path: Path) -> None:
     assert _identity(tmp_path / "copy" / "a", tmp_path) == first
 
 
-def test_weights_config_and_quantisation_count(tmp_path: Path) -> None:
+def test_weights_config_and_what_changes_the_engine_count(tmp_path: Path) -> None:
     made = [
         _identity(_folder(tmp_path / "a"), tmp_path),
         _identity(_folder(tmp_path / "b", value=2.0), tmp_path),
         _identity(_folder(tmp_path / "c", layers=3), tmp_path),
         _identity(tmp_path / "a", tmp_path, quantization="fp8"),
+        _identity(tmp_path / "a", tmp_path, engine_args={"kv_cache_dtype": "fp8_e5m2"}),
     ]
-    assert len({one.folder.partition("-")[2] for one in made}) == 4
+    assert len({one.folder.partition("-")[2] for one in made}) == 5
+    assert _identity(tmp_path / "a", tmp_path, students=2, engine_args={}) == made[0]
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
         ("backend", "sglang"),
         ("dtype", "bfloat16"),
         ("hidden_size", 8),
-        ("quantization", "fp8"),
+        ("engine", '{"quantization": "fp8"}'),
     ],
 )
 def test_another_teachers_folder_is_refused_with_what_differs(
