@@ -8,7 +8,8 @@ rest. Ratios are of trained tokens a second. TRL runs as fast as it can: gradien
     off-policy   forward KL on the rows' answers: GKDTrainer with lmbda 0, under this system's
                  settings of the C library's allocator (`engines.ENVIRONMENT`), which make it faster
                  too, and under the library's own, as it is mostly used. `kdflow_lab_cached` takes
-                 the teacher's hidden states from a cache, as every epoch but the first does
+                 the teacher's hidden states from a cache, as every epoch but the first does; with
+                 `kdflow_lab_turns` teacher and student take turns, each on all cores
     on-policy    forward KL on 64 new tokens that the student writes: GKDTrainer with lmbda 1, and
                  DistillationTrainer. Here strictly on-policy (`kdflow_lab`), as TRL is, and with
                  answers of weights one step old, written while the students learn
@@ -48,13 +49,17 @@ SAME_LOSS = 1e-3
 """Largest relative difference of the two sides' losses on the same batch."""
 CASES = {"off_policy": ("gkd",), "on_policy": ("gkd", "distillation")}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
-    "off_policy": {"kdflow_lab": {}, "kdflow_lab_cached": {"cache": True}},
+    "off_policy": {
+        "kdflow_lab": {},
+        "kdflow_lab_turns": {"depth": 0, "threads": machine()["cores"]},
+        "kdflow_lab_cached": {"cache": True},
+    },
     "on_policy": {
         "kdflow_lab": {"max_staleness": 0},
         "kdflow_lab_stale_1": {"max_staleness": 1},
     },
 }
-"""By case, our sides and their options."""
+"""By case, our sides and their options; `threads` is the lab's."""
 PHASES = ("rollout_wait_s", "rollout_s", "sync_s", "teacher_wait_s", "teacher_busy_s", "step_s")
 
 
@@ -70,6 +75,9 @@ class Sides:
     def ours(self, case: str, options: dict[str, Any]) -> dict[str, Any]:
         """One round of this system; rows that come from a cache are captured before."""
         args = self.args
+        options = dict(options)
+        lab_options = self.lab_options
+        lab_options["threads"] = options.pop("threads", lab_options["threads"])
         common: dict[str, Any] = {
             "loss": "forward_kl",
             "kd_ratio": 1.0,
@@ -89,7 +97,7 @@ class Sides:
                 "log_rollouts": 0,  # TRL keeps no answers
             }
         with tempfile.TemporaryDirectory(dir=self.folder) as runs, Memory() as memory:
-            lab = kd.Lab(self.teacher, self.student, device="cpu", dir=runs, **self.lab_options)
+            lab = kd.Lab(self.teacher, self.student, device="cpu", dir=runs, **lab_options)
             with memory.inherited(), lab:
                 loaded = memory.with_models(self.teacher, self.student)
                 if options.get("cache"):

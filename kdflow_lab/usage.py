@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdflow_lab.errors import RunError
+
 if TYPE_CHECKING:
     from kdflow_lab.rundir import RunDirectory
 
@@ -49,7 +51,8 @@ class Usage:
             return
         self._left = [step for step in self._left if step > done]
         peaks = peak_by_role(os.getpid(), {pid: role for role, pid in roles.items()})
-        self._directory.event("memory", after_steps=done, peak_bytes=peaks)
+        with contextlib.suppress(RunError):  # the disk is full, and the run will say so itself
+            self._directory.event("memory", after_steps=done, peak_bytes=peaks)
 
     def _lines(self) -> int:
         try:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from small_disk import run_on_small_disk
+
 from kdflow_lab import usage
 from kdflow_lab.rundir import RunDirectory
 
@@ -53,3 +55,26 @@ def test_a_run_is_measured_after_its_first_steps(tmp_path: Path) -> None:
         watch.look({"teacher": os.getpid()})
         watch.look({"teacher": os.getpid()})
     assert measured() == [3, 12, 50]
+
+
+def test_full_disk_ends_no_watch(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from kdflow_lab.rundir import RunDirectory
+from kdflow_lab.usage import Usage
+disk = Path(sys.argv[1])
+directory = RunDirectory(disk / "run")
+directory.create({"steps": 100})
+watch = Usage(directory)
+directory.metrics_file.write_text("".join(f'{{"step": {n}}}\\n' for n in range(5)))
+with (disk / "filler").open("ab", buffering=0) as filler:
+    try:
+        while True:
+            filler.write(bytes(512))
+    except OSError:
+        pass
+watch.look({"teacher": os.getpid()})
+print("memory" in (directory.events_file.read_text() if directory.events_file.exists() else ""))
+"""
+    assert run_on_small_disk(script, tmp_path / "disk", kib=128) == "False\n"
