@@ -79,7 +79,8 @@ def _equals(run: kd.Run, reference: plain_self_distillation.Reference) -> None:
     assert "lm_head.weight" not in saved  # tied
     for name, one in saved.items():
         assert one.dtype == torch.float32
-        torch.testing.assert_close(one, reference.teacher[name], rtol=1e-4, atol=1e-5)
+        # Adam makes a step of any gradient: of one that is nearly zero, its rounding shows
+        torch.testing.assert_close(one, reference.teacher[name], rtol=1e-4, atol=5e-5)
     assert len(saved) == len(reference.teacher)
 
 
