@@ -16,7 +16,7 @@ from pathlib import Path
 
 SHARED = Path("/dev/shm")
 _NOTES = "shm-{pid}"
-_OURS = re.compile(r"(?:sgl_|sglang_|psm_)[\w.-]+")
+_OURS = re.compile(r"(?:sgl_|sglang_|psm_)[\w.-]+|sem\.loky-\d+-")
 """What may be removed: a note is a file, and a file can say anything."""
 
 
@@ -26,9 +26,13 @@ def semaphore_prefix(pid: int) -> str:
 
 
 def seen(pids: Iterable[int]) -> set[str]:
-    """Return the names of the files in /dev/shm that processes have mapped or open."""
+    """Return the names of the files in /dev/shm that processes have mapped or open.
+
+    And how the semaphores of joblib's loky begin that they may make, where it is installed.
+    """
     names = set()
     for pid in pids:
+        names.add(f"sem.loky-{pid}-")
         paths: list[str] = []
         with contextlib.suppress(OSError):  # it ended
             maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
@@ -73,7 +77,9 @@ def remove(folder: Path, pid: int | None = None) -> None:
         with contextlib.suppress(OSError):
             names = [name for name in file.read_text().split() if _OURS.fullmatch(name)]
         prefix = f"sem.{semaphore_prefix(int(owner))[1:]}-" if owner.isdigit() else ""
-        for path in [*map(SHARED.joinpath, names), *(SHARED.glob(f"{prefix}*") if prefix else ())]:
+        begins = [name for name in (prefix, *names) if name.startswith("sem.")]
+        found = [path for begin in begins for path in SHARED.glob(f"{begin}*")]
+        for path in [*map(SHARED.joinpath, names), *found]:
             with contextlib.suppress(OSError):  # another user's, or gone
                 path.unlink()
         with contextlib.suppress(OSError):
