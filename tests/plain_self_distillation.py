@@ -49,7 +49,7 @@ def reference(model: str, options: dict[str, Any]) -> Reference:
     held_out = _table(path, config, config.eval_split, config.eval_rows, config.seed + 1)
     plan = plan_of(table, config, 1, config.batch_size)
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True
+        student.parameters(), lr=config.lr, betas=config.betas, weight_decay=0.0
     )
     seen = Reference([], [], [], [], {})
     for step in range(config.steps or 0):

@@ -79,8 +79,11 @@ def _equals(run: kd.Run, reference: plain_self_distillation.Reference) -> None:
     assert "lm_head.weight" not in saved  # tied
     for name, one in saved.items():
         assert one.dtype == torch.float32
-        # Adam makes a step of any gradient: of one that is nearly zero, its rounding shows
-        torch.testing.assert_close(one, reference.teacher[name], rtol=1e-4, atol=5e-5)
+        theirs = reference.teacher[name]
+        # Adam makes a whole step of any gradient: where one is nearly zero, its rounding shows
+        off = (one - theirs).abs() > 1e-5 + 1e-4 * theirs.abs()
+        assert off.sum() <= one.numel() / 10_000
+        torch.testing.assert_close(one, theirs, rtol=1e-4, atol=5e-5)
     assert len(saved) == len(reference.teacher)
 
 
