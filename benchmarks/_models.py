@@ -43,30 +43,34 @@ def make_tokenizer() -> Any:
 
 def save_models(folder: Path) -> tuple[Path, Path]:
     """Write teacher and student with their tokenizer; return the two folders."""
+    return (
+        save_model(folder / "teacher", layers=12, width=512, heads=8, inner=2048),
+        save_model(folder / "student", layers=4, width=256, heads=4, inner=1024),
+    )
+
+
+def save_model(path: Path, *, layers: int, width: int, heads: int, inner: int) -> Path:
+    """Write a model of random weights with the tokenizer; return its folder."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    made = []
-    for name, layers, size, heads in (("teacher", 12, 512, 8), ("student", 4, 256, 4)):
-        torch.manual_seed(layers)
-        config = Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=size,
-            num_hidden_layers=layers,
-            intermediate_size=4 * size,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=64,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=3,
-        )
-        path = folder / name
-        AutoModelForCausalLM.from_config(config).save_pretrained(path)
-        make_tokenizer().save_pretrained(path)
-        made.append(path)
-    return made[0], made[1]
+    torch.manual_seed(layers)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=64,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=3,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
 
 
 def make_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:

@@ -31,29 +31,12 @@ SHAPES = {"teacher": (12, 768, 12, 2048), "student": (6, 512, 8, 1408)}
 
 def make_pair(folder: Path) -> dict[str, str]:
     """Write the random pair; return the folders."""
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
-    made = {}
-    for name, (layers, width, heads, inner) in SHAPES.items():
-        torch.manual_seed(layers)
-        config = Qwen3Config(
-            vocab_size=_models.VOCABULARY,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            intermediate_size=inner,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=64,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=3,
+    return {
+        name: str(
+            _models.save_model(folder / name, layers=layers, width=width, heads=heads, inner=inner)
         )
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
-        _models.make_tokenizer().save_pretrained(folder / name)
-        made[name] = str(folder / name)
-    return made
+        for name, (layers, width, heads, inner) in SHAPES.items()
+    }
 
 
 def measure(models: dict[str, str], options: dict[str, Any], folder: Path) -> dict[str, Any]:

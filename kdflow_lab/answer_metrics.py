@@ -186,11 +186,8 @@ def _named(metric: Any) -> list[tuple[str, Metric]]:
         ]
     if callable(metric):
         name = getattr(metric, "__name__", type(metric).__name__)
-        return (
-            [(name, _own(name, metric))]
-            if name.isidentifier()
-            else [("metric", _own("metric", metric))]
-        )
+        name = name if name.isidentifier() else "metric"  # a lambda
+        return [(name, _own(name, metric))]
     if isinstance(metric, Sequence):
         return [pair for one in metric for pair in _named(one)]
     raise ConfigError(

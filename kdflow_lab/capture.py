@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdflow_lab.cache.end import CachingEnd
-from kdflow_lab.cache.run import open_store
+from kdflow_lab.cache.run import open_store, sizes
 from kdflow_lab.cache.store import Store, row_keys
 from kdflow_lab.config import DistillConfig
 from kdflow_lab.data.batches import MicroBatch
@@ -43,10 +43,7 @@ def capture(
     torch.set_num_threads(job.place.threads)
     place, teacher = job.place, job.teacher
     assert teacher is not None
-    fields = DistillConfig.model_fields
-    config = DistillConfig.parse(
-        **{name: value for name, value in job.config.items() if name in fields}
-    )
+    config = DistillConfig.parse(**DistillConfig.fields_in(job.config))
     table = tokenized_data(job, config, meeting(job, config.algorithm)).table
     batches = batches_of(table, rank=place.rank, world_size=place.world_size)
     refused: list[str] = []
@@ -85,14 +82,9 @@ def _sizes(store: Store, batches: list[MicroBatch]) -> dict[str, Any]:
     tokens = missing = 0
     for batch in batches:
         ends, rows = batch.asked.cu_seqlens.numpy(), batch.asked.rows.numpy()
-        counts = np.diff(np.searchsorted(rows, ends)).tolist()
-        keys = row_keys(batch.asked.input_ids.numpy(), ends, rows)
-        tokens += sum(counts)
-        missing += sum(n for n, key in zip(counts, keys, strict=True) if key not in store)
-    return {
-        "tokens": tokens,
-        "missing": missing,
-        "bytes_per_token": store.row_bytes,
-        "folder": str(store.folder),
-        "free": store.free_bytes,
-    }
+        keys, cuts = row_keys(batch.asked.input_ids.numpy(), ends, rows)
+        tokens += len(rows)
+        missing += sum(
+            int(count) for count, key in zip(np.diff(cuts), keys, strict=True) if key not in store
+        )
+    return {**sizes(store), "tokens": tokens, "missing": missing}

@@ -73,6 +73,19 @@ class LabConfig(StrictModel):
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along. Only for models you trust."""
 
+    @property
+    def placed_on(self) -> Literal["cpu", "cuda"]:
+        """Where the models compute: as asked for, or a GPU where this machine has one."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if os.path.exists("/dev/nvidia0") else "cpu"
+
+    def threads_among(self, busy_engines: int) -> int:
+        """CPU threads for each of `busy_engines` that compute at the same time."""
+        if self.threads != "auto":
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // busy_engines)
+
     @pydantic.field_validator("teacher", "student", "dir", mode="before")
     @classmethod
     def _path_as_text(cls, path: Any) -> Any:
@@ -357,18 +370,23 @@ class DistillConfig(StrictModel):
                 "steps between two updates of the teacher; give that, too"
             )
         self._consistent_lora()
-        if self.cache:
-            self._consistent_cache()
+        if self.cache and self.why_no_cache:
+            raise ValueError(
+                f"cache keeps what the teacher says, but {self.why_no_cache}; leave one out"
+            )
         return self
 
-    def _consistent_cache(self) -> None:
-        for changes, why in (
+    @property
+    def why_no_cache(self) -> str:
+        """Why a run with these options can keep nothing of what its teacher says; empty if not."""
+        for keeps_nothing, why in (
             (self.algorithm == "sft", "sft has no teacher"),
             (self.on_policy, "the answers of an on-policy run never come again"),
             (self.teacher_update_every is not None, "teacher_update_every changes the teacher"),
         ):
-            if changes:
-                raise ValueError(f"cache keeps what the teacher says, but {why}; leave one out")
+            if keeps_nothing:
+                return why
+        return ""
 
     def _consistent_lora(self) -> None:
         if self.lora_r is not None:

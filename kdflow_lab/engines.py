@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -78,9 +77,7 @@ class Engines(EngineLooks):
     @property
     def device(self) -> str:
         """`cuda` where asked for or found, else `cpu`."""
-        if self.config.device != "auto":
-            return self.config.device
-        return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+        return self.config.placed_on
 
     @property
     def colocated(self) -> bool:
@@ -93,9 +90,7 @@ class Engines(EngineLooks):
 
     def threads(self, busy_engines: int) -> int:
         """CPU threads for each of `busy_engines` that compute at the same time."""
-        if self.config.threads != "auto":
-            return self.config.threads
-        return max(1, len(os.sched_getaffinity(0)) // busy_engines)
+        return self.config.threads_among(busy_engines)
 
     @property
     def lost(self) -> list[str]:

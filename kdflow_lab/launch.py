@@ -184,7 +184,7 @@ def forked_run(
     if problem := checkpoints.check(parent.checkpoints / str(step)):
         others = ", ".join(str(one) for one in kept if one != step) or "none"
         raise RunError(f"{problem} Pass another step to fork from; there are: {others}.")
-    asked = {field: config[field] for field in DistillConfig.model_fields if field in config}
+    asked = DistillConfig.fields_in(config)
     asked_before = dict(asked)
     events = parent.events()
     counted = [event["steps"] for event in events if event["event"] == "started"]

@@ -84,7 +84,29 @@ class Lessons(Protocol):
         ...
 
 
-class DataLessons:
+class OffPolicyLessons:
+    """What lessons from data alone have in common: nothing is measured, nothing follows a step."""
+
+    def check(self, changes: Mapping[str, Any]) -> None:
+        """See `Lessons.check`."""
+        if "lmbda" in changes:
+            raise ConfigError(
+                "lmbda is the on-policy share of a run's steps, and this run is off-policy. Fork "
+                "it with on_policy=True."
+            )
+
+    def measured(self) -> dict[str, float]:
+        """See `Lessons.measured`: nothing."""
+        return {}
+
+    def learnt(self, step: int, kd: float) -> None:
+        """See `Lessons.learnt`."""
+
+    def saved(self, step: int) -> None:
+        """See `Lessons.saved`."""
+
+
+class DataLessons(OffPolicyLessons):
     """Rows of the data in a planned order; there at any time."""
 
     def __init__(self, table: TokenTable, config: DistillConfig, world_size: int) -> None:
@@ -101,38 +123,11 @@ class DataLessons:
         """See `Lessons.lesson`."""
         return Lesson(self.table, self.plan.step(step))
 
-    def check(self, changes: Mapping[str, Any]) -> None:
-        """See `Lessons.check`."""
-        check_off_policy(changes)
-
-    def measured(self) -> dict[str, float]:
-        """See `Lessons.measured`: nothing."""
-        return {}
-
-    def learnt(self, step: int, kd: float) -> None:
-        """See `Lessons.learnt`."""
-
-    def saved(self, step: int) -> None:
-        """See `Lessons.saved`."""
-
     def state(self, step: int) -> None:
         """See `Lessons.state`: nothing."""
 
     def begin(self, step: int, state: dict[str, Any] | None) -> None:
         """See `Lessons.begin`."""
-
-
-def check_off_policy(changes: Mapping[str, Any]) -> None:
-    """Refuse changes that a run which learns from data alone cannot follow.
-
-    Raises:
-        ConfigError: `lmbda` is one of them.
-    """
-    if "lmbda" in changes:
-        raise ConfigError(
-            "lmbda is the on-policy share of a run's steps, and this run is off-policy. Fork "
-            "it with on_policy=True."
-        )
 
 
 def plan_of(

@@ -150,19 +150,12 @@ def tokenized_data(job: TrainJob, config: DistillConfig, met: Meeting) -> Severa
             "A stream is never read whole, and this needs all rows. Leave streaming out, and take "
             "rows=… of large data."
         )
-    several = Several(config)
+    several, both = Several(config), tokenizers(job)
     for source in config.sources:
         dataset = loaded(source, config)
         try:
-            table, report = _tokenized(
-                job,
-                config,
-                met,
-                dataset,
-                teacher_input=source.teacher_input,
-                on_bad_rows=config.on_bad_rows,
-                truncation=config.truncation,
-                train_turns=config.train_turns,
+            table, report = tokenized(
+                dataset, both, job, config, met, teacher_input=source.teacher_input
             )
         except DataError as error:
             if len(config.sources) == 1:
@@ -181,14 +174,15 @@ def shared_held_out(job: TrainJob, config: DistillConfig, met: Meeting) -> Token
     """
 
     def make() -> TokenTable:
-        held, first = [], 0
+        held, first, both = [], 0, tokenizers(job)
         for number, (source, rows) in enumerate(_held_out(config)):
             dataset = loaded(source, config, held_out=rows)
             table, _ = _tokenized(
+                dataset,
+                both,
                 job,
                 config,
                 met,
-                dataset,
                 teacher_input=source.teacher_input,
                 on_bad_rows="skip",
                 truncation="drop",
@@ -294,21 +288,55 @@ def _held_out(config: DistillConfig) -> list[tuple[DataSource, int]]:
     return [(one, max(1, int(rows))) for one, rows in zip(sources_, shares[:, 0], strict=True)]
 
 
-def _tokenized(
+def tokenized(
+    dataset: Any,
+    both: tuple[Any, Any],
     job: TrainJob,
     config: DistillConfig,
     met: Meeting,
+    *,
+    teacher_input: str | None,
+) -> tuple[TokenTable, Report]:
+    """Tokenize rows of one data set as both models read them in training.
+
+    Args:
+        dataset: From `loaded`.
+        both: From `tokenizers`.
+        job: Of the run.
+        config: The run's.
+        met: How both models understand each other.
+        teacher_input: Of the data set.
+
+    Raises:
+        DataError: A row cannot be used, or none is left.
+    """
+    return _tokenized(
+        dataset,
+        both,
+        job,
+        config,
+        met,
+        teacher_input=teacher_input,
+        on_bad_rows=config.on_bad_rows,
+        truncation=config.truncation,
+        train_turns=config.train_turns,
+    )
+
+
+def _tokenized(
     dataset: Any,
+    both: tuple[Any, Any],
+    job: TrainJob,
+    config: DistillConfig,
+    met: Meeting,
     *,
     teacher_input: str | None,
     **options: Any,
 ) -> tuple[TokenTable, Report]:
     """Tokenize rows as both models read them."""
-    ours, theirs = tokenizers(job)
     table, report = tokenize_for_both(
         dataset,
-        ours,
-        theirs,
+        *both,
         pair=met.pair,
         teacher_input=None if job.teacher is None else teacher_input,
         max_length=config.max_length,

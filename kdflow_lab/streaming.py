@@ -15,7 +15,7 @@ import numpy as np
 from kdflow_lab.data.stream import Cursor
 from kdflow_lab.data.stream_tables import Chunk, Places, StreamTables
 from kdflow_lab.data.table import TokenTable
-from kdflow_lab.lessons import Lesson, Sizes, check_off_policy, plan_of
+from kdflow_lab.lessons import Lesson, OffPolicyLessons, Sizes, plan_of
 from kdflow_lab.student.group import MEET_S, share, share_arrays
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ OpenTables = Callable[[Places], StreamTables]
 """Opens the run's streams at some places."""
 
 
-class StreamLessons:
+class StreamLessons(OffPolicyLessons):
     """The lessons of a run with `streaming`; see `kdflow_lab.lessons.Lessons`.
 
     Step i has the rows [i * batch_size, (i + 1) * batch_size) of the streams, on any number of
@@ -171,20 +171,6 @@ class StreamLessons:
         plan = plan_of(table, self._config, self._world_size, size).step(0)
         self._lessons[step] = Lesson(table, plan)
         return self._lessons[step]
-
-    def check(self, changes: Mapping[str, Any]) -> None:
-        """See `Lessons.check`."""
-        check_off_policy(changes)
-
-    def measured(self) -> dict[str, float]:
-        """See `Lessons.measured`: nothing."""
-        return {}
-
-    def learnt(self, step: int, kd: float) -> None:
-        """See `Lessons.learnt`."""
-
-    def saved(self, step: int) -> None:
-        """See `Lessons.saved`."""
 
     def close(self) -> None:
         """Stop reading ahead."""

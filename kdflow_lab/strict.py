@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
@@ -33,6 +34,14 @@ class StrictModel(BaseModel):
             except pydantic.ValidationError as error:
                 self.__dict__.update(before)
                 raise ConfigError(_in_words(type(self), error)) from None
+
+    @classmethod
+    def fields_in(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the options out of a record that holds more, such as a run's `config.yaml`.
+
+        Those that an older record lacks are left out, so that `parse` gives them their defaults.
+        """
+        return {name: record[name] for name in cls.model_fields if name in record}
 
     @classmethod
     def parse(cls: type[ConfigT], **options: Any) -> ConfigT:

@@ -224,11 +224,10 @@ class _Requests:
     def capture(self, config: dict[str, Any]) -> Any:
         """Fill the cache of the teacher's hidden states."""
 
-        def capture(on_progress: Any) -> Any:
-            say = lambda text: self._connection.send(("phase", text))  # noqa: E731
-            return self._engines.capture(on_progress, say, config)
+        def say(text: str) -> None:
+            self._connection.send(("phase", text))
 
-        return self._look(capture, {})
+        return self._look(self._engines.capture, {"say": say, "config": config})
 
     def close(self) -> None:
         """End the lab now."""

@@ -75,7 +75,7 @@ def _takes_lists(annotation: Any) -> bool:
 def start(
     options: Mapping[str, Any],
     *,
-    check: Callable[[dict[str, Any]], Any],
+    check: Callable[[dict[str, Any]], DistillConfig],
     distill: Callable[..., Run],
 ) -> Sweep:
     """Check every run of a sweep, then start all; they wait for each other.
@@ -83,7 +83,7 @@ def start(
     Args:
         options: See `spanned`. `cache` is on where a run can have it; `eval_every` is such that a
             run is scored at its start and its end; `name` begins the names of all runs.
-        check: Raises where the options of a run do not fit.
+        check: Makes a config of a run's options; raises where they do not fit.
         distill: Starts a run.
 
     Raises:
@@ -92,23 +92,14 @@ def start(
     made, varied = spanned(options)
     named = str(options.get("name") or "sweep")
     for number, one in enumerate(made, 1):
-        one.setdefault("cache", _can_cache(one))
         one.setdefault("eval_every", NEVER)
         one["name"] = "-".join([named, str(number), *(_label(one[name]) for name in varied)])
-        check(one)
+        one.setdefault("cache", not check(one).why_no_cache)
     return Sweep([distill(**one) for one in made], [{n: one[n] for n in varied} for one in made])
 
 
 NEVER = 10**9
 """Steps between two evaluations, if there are to be only those at the start and the end."""
-
-
-def _can_cache(options: Mapping[str, Any]) -> bool:
-    return not (
-        options.get("algorithm") == "sft"
-        or options.get("on_policy")
-        or options.get("teacher_update_every")
-    )
 
 
 def _label(value: Any) -> str:

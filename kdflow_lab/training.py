@@ -68,9 +68,7 @@ class Training:
         self.directory = directory
         self.mesh = mesh
         self.beats = beats
-        fields = DistillConfig.model_fields
-        asked = {name: value for name, value in job.config.items() if name in fields}
-        self.config = DistillConfig.parse(**asked)
+        self.config = DistillConfig.parse(**DistillConfig.fields_in(job.config))
         self.leader = job.place.rank == 0
         self.step = 0
 

@@ -90,12 +90,20 @@ def peak_by_role(supervisor: int, known: Mapping[int, str]) -> dict[str, int]:
 
 def peak_bytes(pid: int) -> int | None:
     """Return the largest PSS that a process has had, about; None if it is gone."""
-    try:
-        pss = _field(Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines(), "Pss:")
+    pss = pss_bytes(pid)
+    if pss is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
         return pss + max(0, _field(status, "VmHWM:") - _field(status, "VmRSS:"))
-    except (OSError, ValueError):
-        return None
+    return None
+
+
+def pss_bytes(pid: int) -> int | None:
+    """Return the proportional set size of a process; None if it is gone or not this user's."""
+    with contextlib.suppress(OSError, ValueError):
+        return _field(Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines(), "Pss:")
+    return None
 
 
 def _field(lines: Iterable[str], name: str) -> int:

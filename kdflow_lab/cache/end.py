@@ -126,8 +126,7 @@ class CachingEnd:
     ) -> None:
         """See `StudentEnd.submit`."""
         ids, ends, wanted = (np.asarray(one) for one in (input_ids, cu_seqlens, rows))
-        keys = row_keys(ids, ends, wanted)
-        cuts = np.searchsorted(wanted, ends)
+        keys, cuts = row_keys(ids, ends, wanted)
         places = self._store.places(keys)
         awaited = self._in_flight(keys, places)
         self._awaited.update(keys[number] for number in awaited)

@@ -87,8 +87,8 @@ def put_before(
     return CachingEnd(end, store, on_full=full)
 
 
-def sizes(store: Store, table: TokenTable | None) -> dict[str, Any]:
-    """What a cache has and what all rows of a run take, in bytes.
+def sizes(store: Store, table: TokenTable | None = None) -> dict[str, Any]:
+    """What a cache has, and what all rows of a run take, in bytes.
 
     Returns:
         `folder`, `bytes_per_token` (a response token), `there`, `free`, and with a table

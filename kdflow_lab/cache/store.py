@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 
-def row_keys(input_ids: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray) -> list[bytes]:
+def row_keys(
+    input_ids: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray
+) -> tuple[list[bytes], np.ndarray]:
     """Name each data row of a micro-batch by what the teacher is asked of it.
 
     Args:
@@ -36,7 +38,8 @@ def row_keys(input_ids: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray) ->
         rows: Integer[T], rising positions in [0, S) whose hidden states are wanted.
 
     Returns:
-        n keys of 16 bytes: BLAKE2b of its token ids and of the wanted positions in it.
+        n keys of 16 bytes, BLAKE2b of a data row's token ids and of the wanted positions in it; and
+        Int64[n + 1], where the wanted positions of each data row begin among all, and T.
     """
     ids = np.ascontiguousarray(input_ids, "<i4")
     wanted = np.ascontiguousarray(rows, "<i4")
@@ -47,7 +50,7 @@ def row_keys(input_ids: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray) ->
         digest = hashlib.blake2b(ids[start:end].tobytes(), digest_size=16, person=b"kdflow-rows")
         digest.update((wanted[cuts[number] : cuts[number + 1]] - start).astype("<i4").tobytes())
         keys.append(digest.digest())
-    return keys
+    return keys, cuts
 
 
 class Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,11 +42,8 @@ class Side:
     def stop_ids(self) -> list[int]:
         """Ids that end an answer: the generation config's, and the tokenizer's own."""
         found: set[int] = set()
-        for file in ("generation_config.json",):
-            try:
-                said = json.loads((self.path / file).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
+        with contextlib.suppress(OSError, ValueError):  # not every model has one
+            said = json.loads((self.path / "generation_config.json").read_text(encoding="utf-8"))
             ids = said.get("eos_token_id")
             found |= {one for one in (ids if isinstance(ids, list) else [ids]) if one is not None}
         if self.tokenizer.eos_token_id is not None:

@@ -26,7 +26,6 @@ UNIX_PATH_BYTES = 107
 """Longest path of an AF_UNIX socket on Linux (`sockaddr_un`, without its final zero)."""
 LONGEST_BELOW = len("/lab-12345678/job9999-12345678/rendezvous.sock")
 """Bytes that the longest path in a lab's runtime folder adds to the root's."""
-KEPT_BESIDE = 1
 
 
 def shared_memory(backend: str, ranks: int = 1) -> Finding:
@@ -103,7 +102,9 @@ def disk(folder: Path, checkpoint_bytes: float, keep_last: int) -> Finding:
         checkpoint_bytes: Of one: float32 weights and two moments.
         keep_last: How many a run keeps; one more exists while it is written.
     """
+    # here, since they load torch, and the command line asks this package for its options only
     from kdflow_lab.plan.devices import free_disk
+    from kdflow_lab.plan.predict import KEPT_BESIDE
 
     free, kept = free_disk(folder), keep_last + KEPT_BESIDE
     needed = checkpoint_bytes * kept
@@ -121,7 +122,7 @@ def cores(config: LabConfig, *, on_gpu: bool) -> Finding:
     """Compare the cores with the engines that compute at the same time."""
     have = len(os.sched_getaffinity(0))
     engines = 1 + config.students
-    threads = config.threads if config.threads != "auto" else max(1, have // engines)
+    threads = config.threads_among(engines)
     text = f"{have} for {engines} engines of {threads} threads"
     if on_gpu:
         return Finding("cores", text)

@@ -124,7 +124,7 @@ class _Asked:
         self.directory = directory
         saved = directory.config()
         events = directory.events()
-        known = {name: saved[name] for name in DistillConfig.model_fields if name in saved}
+        known = DistillConfig.fields_in(saved)
         known |= settings.in_force(settings.timeline(events), step)
         self.config = DistillConfig.parse(**{**known, **_one_length(known)})
         self.config.algorithm = _algorithm_of(directory, self.config)

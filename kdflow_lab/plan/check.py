@@ -131,11 +131,8 @@ def compare(directory: RunDirectory) -> Check:
             f"{directory.path.name} has taken no step yet: there is nothing to compare its plan "
             "with. Wait for the first one."
         )
-    options = {name: asked[name] for name in DistillConfig.model_fields if name in asked}
-    lab = LabConfig.parse(
-        **{name: asked["lab"][name] for name in LabConfig.model_fields if name in asked["lab"]}
-    )
-    basis = read_basis(lab, DistillConfig.parse(**options))
+    lab = LabConfig.parse(**LabConfig.fields_in(asked["lab"]))
+    basis = read_basis(lab, DistillConfig.parse(**DistillConfig.fields_in(asked)))
     predicted = basis.predict()
     lines = _memory_lines(predicted, measured_memory(directory.events()))
     step_s = median(record["step_s"] for record in records)

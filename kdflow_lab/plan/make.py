@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from kdflow_lab import launch, prepare
 from kdflow_lab.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ from kdflow_lab.plan.predict import Prediction, free_room, predict
 from kdflow_lab.plan.report import Plan
 from kdflow_lab.plan.sizes import model_size
 from kdflow_lab.plan.workload import Lengths, read_lengths
+from kdflow_lab.student.fsdp import computes_in_bf16
 from kdflow_lab.teacher import choose_backend
 
 if TYPE_CHECKING:
@@ -69,12 +71,7 @@ class Basis:
     @property
     def threads(self) -> int:
         """CPU threads of each engine, as `Engines.threads` shares them out."""
-        return self._shared(self.lab.students + (self.setting.teacher is not None))
-
-    def _shared(self, busy: int) -> int:
-        if self.lab.threads != "auto":
-            return self.lab.threads
-        return max(1, len(os.sched_getaffinity(0)) // busy)
+        return self.lab.threads_among(self.lab.students + (self.setting.teacher is not None))
 
     def predict(self, known: learnt.Learnt | None = None) -> Prediction:
         """Predict, corrected by what is known."""
@@ -86,7 +83,7 @@ class Basis:
             self.lengths,
             known,
             self.threads,
-            self._shared(self.lab.students),
+            self.lab.threads_among(self.lab.students),
         )
 
     def changed(self, of_lab: Mapping[str, Any], of_run: Mapping[str, Any]) -> Basis:
@@ -216,15 +213,16 @@ def _job(lab: LabConfig, config: DistillConfig) -> TrainJob:
 
 def setting_of(lab: LabConfig, config: DistillConfig, vocabulary: tuple[int, int]) -> Setting:
     """Read the sizes of both models, and decide dtypes and backend as the engines do."""
-    on_gpu = lab.device == "cuda" or (lab.device == "auto" and Path("/dev/nvidia0").exists())
+    device = lab.placed_on
+    on_gpu = device == "cuda"
     teacher = model_size(resolve_model(lab.teacher))
     dtype, backend = lab.teacher_dtype, lab.teacher_backend
     if dtype == "auto":
         dtype = teacher.dtype if on_gpu else "float32"
     if backend == "auto":
-        backend, _ = choose_backend("cuda" if on_gpu else "cpu")
+        backend, _ = choose_backend(device)
     taught = config.algorithm != "sft"
-    narrow = config.precision == "bfloat16" or (config.precision == "auto" and on_gpu)
+    narrow = computes_in_bf16(config, torch.device(device))
     return Setting(
         teacher=teacher if taught else None,
         idle_teacher=None if taught else teacher,

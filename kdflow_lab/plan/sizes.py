@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kdflow_lab.errors import ModelError
+from kdflow_lab.losses.head import HEADS
+from kdflow_lab.student.lora import ALL_LINEAR, is_called
 
-HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts?\.|experts\.(?:gate_up_proj|down_proj)")
@@ -141,11 +142,12 @@ def adapter_parameters(size: ModelSize, rank: int, targets: str | Sequence[str])
         rank: Of the adapters.
         targets: Ends of layers' names, or `all-linear` for those of the decoder layers.
     """
-    ends = (targets,) if isinstance(targets, str) else tuple(targets)
+    asked = (targets,) if isinstance(targets, str) else tuple(targets)
     return sum(
         rank * (rows + columns)
         for name, rows, columns in size.linears
-        if name.endswith(ends) or ("all-linear" in ends and _LAYER.search(f"{name}."))
+        if any(is_called(name, one) for one in asked)
+        or (ALL_LINEAR in asked and _LAYER.search(f"{name}."))
     )
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from kdflow_lab import prepare
 from kdflow_lab.attention import PackedIndex
-from kdflow_lab.data.both import tokenize_for_both
 from kdflow_lab.data.plan import DataPlan
 from kdflow_lab.data.table import tokens_run
 from kdflow_lab.lessons import Sizes
@@ -27,6 +26,7 @@ from kdflow_lab.on_policy.prompts import read_prompts
 
 if TYPE_CHECKING:
     from kdflow_lab.config import DistillConfig
+    from kdflow_lab.data.table import TokenTable
     from kdflow_lab.jobs import TrainJob
     from kdflow_lab.prepare import Meeting
 
@@ -115,7 +115,7 @@ def read_lengths(job: TrainJob, config: DistillConfig, met: Meeting) -> Lengths:
     """
     datasets = [prepare.loaded(source, config) for source in config.sources]
     counts = [len(dataset) for dataset in datasets]
-    ours, theirs = prepare.tokenizers(job)
+    both = prepare.tokenizers(job)
     parts, rows = [], 0
     for number, (source, dataset, count) in enumerate(
         zip(config.sources, datasets, counts, strict=True)
@@ -124,9 +124,12 @@ def read_lengths(job: TrainJob, config: DistillConfig, met: Meeting) -> Lengths:
         if count > most:
             dataset = dataset.select(np.linspace(0, count - 1, most).astype(int).tolist())
         if config.on_policy:
-            read = _of_prompts(dataset, config, source.teacher_input, ours, theirs, met)
+            read = _of_prompts(dataset, config, source.teacher_input, *both, met)
         else:
-            read = _of_rows(dataset, config, source.teacher_input, ours, theirs, job, met)
+            table, _ = prepare.tokenized(
+                dataset, both, job, config, met, teacher_input=source.teacher_input
+            )
+            read = _of_table(table)
         rows += max(1, round(count * len(read[0]) / max(1, len(dataset))))
         parts.append((*read, np.full(len(read[0]), number)))
     student, teacher, responses, asked, of = (
@@ -158,27 +161,8 @@ def _of_prompts(
     return read, read, answers, answers
 
 
-def _of_rows(
-    dataset: Any,
-    config: DistillConfig,
-    teacher_input: str | None,
-    ours: Any,
-    theirs: Any,
-    job: TrainJob,
-    met: Meeting,
-) -> tuple[NDArray[np.int64], ...]:
+def _of_table(table: TokenTable) -> tuple[NDArray[np.int64], ...]:
     """Lengths of rows as both models read them."""
-    table, _ = tokenize_for_both(
-        dataset,
-        ours,
-        theirs,
-        pair=met.pair,
-        teacher_input=None if job.teacher is None else teacher_input,
-        max_length=config.max_length,
-        on_bad_rows=config.on_bad_rows,
-        truncation=config.truncation,
-        train_turns=config.train_turns,
-    )
     asked = table.asked
     return table.lengths, asked.lengths, table.response_lengths, asked.response_lengths
 

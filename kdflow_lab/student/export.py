@@ -61,9 +61,9 @@ def load_hf(directory: RunDirectory, *, step: int | None = None) -> Any:
         RunError: The run has no such checkpoint, or it is damaged.
     """
     checkpoint = checkpoint_at(directory, step)
-    model, lora = _base_model(directory), Lora.of(directory.config())
+    lora = Lora.of(directory.config())
+    model = _base_model(directory, None if lora is None else checkpoint)
     if lora is not None:
-        check_mark(read_state(checkpoint).get("base"), mark_of(model), checkpoint)
         merge(model, _adapters(checkpoint), scale=lora.scale)
         return model.eval()
     state = {"model": get_model_state_dict(model)}
@@ -76,11 +76,19 @@ def load_hf(directory: RunDirectory, *, step: int | None = None) -> Any:
     return model.eval()
 
 
-def _base_model(directory: RunDirectory) -> Any:
-    """Load the model that a run's student started from."""
+def _base_model(directory: RunDirectory, adapters: Path | None = None) -> Any:
+    """Load the model that a run's student started from.
+
+    Args:
+        directory: The run's.
+        adapters: A checkpoint of adapters, which must have been trained on these very weights.
+    """
     lab = directory.config()["lab"]
     path = resolve_model(lab["student"])
-    return load_model(path, trust_remote_code=lab["trust_remote_code"])
+    model = load_model(path, trust_remote_code=lab["trust_remote_code"])
+    if adapters is not None:
+        check_mark(read_state(adapters).get("base"), mark_of(model), adapters)
+    return model
 
 
 def _adapters(checkpoint: Path) -> dict[str, Tensor]:
@@ -101,8 +109,7 @@ def _adapted(directory: RunDirectory, checkpoint: Path) -> Any:
             f"{directory.path.name} trained all weights of its student: it has no adapter to "
             "write. Export without adapter=True."
         )
-    model = _base_model(directory)
-    check_mark(read_state(checkpoint).get("base"), mark_of(model), checkpoint)
+    model = _base_model(directory, checkpoint)
     wrapper = adapt(model, lora, seed=0)  # what is drawn is overwritten
     known = {name: one for name, one in model.named_parameters() if one.requires_grad}
     found = _adapters(checkpoint)

@@ -119,7 +119,7 @@ def target_names(model: Any, asked: Iterable[str]) -> list[str]:
                 )
             found.update(in_decoder)
             continue
-        fitting = {one for one in linear if one == name or one.endswith(f".{name}")}
+        fitting = {one for one in linear if is_called(one, name)}
         if not fitting:
             ends = sorted({one.rpartition(".")[2] for one in linear})
             listed = ", ".join([ALL_LINEAR, *ends[:LISTED], *(["…"] if len(ends) > LISTED else [])])
@@ -129,6 +129,11 @@ def target_names(model: Any, asked: Iterable[str]) -> list[str]:
             )
         found |= fitting
     return [name for name in linear if name in found]
+
+
+def is_called(layer: str, name: str) -> bool:
+    """Tell whether a layer's full name is `name`, or ends with it behind a dot."""
+    return layer == name or layer.endswith(f".{name}")
 
 
 def has_own_head(model: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kdflow_lab import processes
 from kdflow_lab.units import size
+from kdflow_lab.usage import pss_bytes
 
 ORDER = ("supervisor", "controller", "teacher", "student", "rollout", "others")
 
@@ -63,15 +64,6 @@ def memory(events: Sequence[Mapping[str, Any]]) -> list[Use]:
         Use(role, sum(sums[role]), len(sums[role]))
         for role in sorted(sums, key=lambda one: (ORDER.index(one.partition(" ")[0]), _rank(one)))
     ]
-
-
-def pss_bytes(pid: int) -> int | None:
-    """Return the proportional set size of a process; None if it is gone or not this user's."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return None
 
 
 def gpu_bytes(

@@ -175,13 +175,13 @@ def test_keys_depend_on_a_row_alone(rows: list[tuple[list[int], int]]) -> None:
     """Not on what it is packed with; and two rows share one only if they ask the same."""
     wanted = [[at for at in range(len(ids)) if mask >> at & 1] for ids, mask in rows]
     ends = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-    together = row_keys(
+    together, _ = row_keys(
         np.concatenate([ids for ids, _ in rows]).astype(np.int64),
         ends,
         np.concatenate([np.add(one, end) for one, end in zip(wanted, ends, strict=False)]),
     )
     for (ids, _), one, key in zip(rows, wanted, together, strict=True):
-        (alone,) = row_keys(np.array(ids), np.array([0, len(ids)]), np.array(one, np.int64))
+        (alone,), _ = row_keys(np.array(ids), np.array([0, len(ids)]), np.array(one, np.int64))
         assert alone == key
     asked = [(tuple(ids), tuple(one)) for (ids, _), one in zip(rows, wanted, strict=True)]
     assert len(set(together)) == len(set(asked))

@@ -12,7 +12,8 @@ import pytest
 
 from kdflow_lab import processes
 from kdflow_lab.units import size
-from kdflow_lab.widgets._memory import Use, gpu_bytes, memory, pss_bytes, words
+from kdflow_lab.usage import pss_bytes
+from kdflow_lab.widgets._memory import Use, gpu_bytes, memory, words
 
 HOLDS = 30_000_000
 CHILD = f"import sys; held = bytearray({HOLDS}); print(len(held), flush=True); sys.stdin.read()"
