@@ -3,7 +3,8 @@
 SGLang leaves a semaphore and a load table there, in good order too. Such a process writes the names
 into the lab's folder (`note`); whoever ends the lab removes them (`remove`), also when the process
 was killed before it could. Semaphores cannot be found in a process: theirs get a name that says
-whose they are (`semaphore_prefix`).
+whose they are (`semaphore_prefix`). Where joblib is installed and imported, its loky renames all
+semaphores of `multiprocessing` after the process that makes them: a note has those beginnings, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def semaphore_prefix(pid: int) -> str:
 def seen(pids: Iterable[int]) -> set[str]:
     """Return the names of the files in /dev/shm that processes have mapped or open.
 
-    And how the semaphores of joblib's loky begin that they may make, where it is installed.
+    And how the names of their semaphores begin under loky.
     """
     names = set()
     for pid in pids:
